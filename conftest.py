@@ -1,0 +1,40 @@
+"""The configuration of JAX under which the tests and all doctests run; there is no other.
+
+Environment:
+    JAXSVD_X64=0      x64 off; of the tests only those marked x32 run.
+    JAXSVD_CACHE_DIR  a folder for compiled programs, kept from one run to the next.
+"""
+
+import os
+
+# Eight CPU devices for the sharding tests: counts only if set before jax starts its backend.
+_DEVICES = "--xla_force_host_platform_device_count"
+if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=8".strip()
+
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+
+X64 = os.environ.get("JAXSVD_X64", "1") != "0"
+
+jax.config.update("jax_enable_x64", X64)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+if _cache := os.environ.get("JAXSVD_CACHE_DIR"):
+    jax.config.update("jax_compilation_cache_dir", _cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+# An example may compile, so it has no deadline; the same examples come in every run.
+hypothesis.settings.register_profile("jaxsvd", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("jaxsvd")
+
+
+def pytest_collection_modifyitems(config, items):
+    if X64:
+        return
+    left_out = [item for item in items if item.get_closest_marker("x32") is None]
+    if left_out:
+        items[:] = [item for item in items if item.get_closest_marker("x32") is not None]
+        config.hook.pytest_deselected(items=left_out)

@@ -1,0 +1,138 @@
+"""Checks of arguments at trace time, and the one place that decides dtypes.
+
+Every message is one sentence: the function, the argument, what came and what is wanted.
+"""
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+
+def describe(x: Any) -> str:
+    """Return a short description of a value for an error message."""
+    if hasattr(x, "shape") and hasattr(x, "dtype"):
+        return f"{type(x).__name__} of shape {tuple(x.shape)} and dtype {x.dtype}"
+    text = repr(x)
+    return f"{type(x).__name__} {text if len(text) <= 40 else text[:37] + '...'}"
+
+
+def array(name: str, a: Any, argument: str = "a") -> jax.Array:
+    """Return ``a`` as a JAX array, or raise: lists, strings and None are not arrays.
+
+    Integers and booleans are promoted to the default floating dtype, as jnp.linalg does.
+    """
+    if not isinstance(a, (jax.Array, np.ndarray, np.generic)):
+        raise TypeError(f"{name}: `{argument}` must be an array, got {describe(a)}")
+    if not jnp.issubdtype(a.dtype, jnp.number) and a.dtype != jnp.bool_:
+        raise TypeError(f"{name}: `{argument}` must hold numbers, got dtype {a.dtype}")
+    a = jnp.asarray(a)
+    if jnp.issubdtype(a.dtype, jnp.inexact):
+        return a
+    return a.astype(jnp.result_type(float))
+
+
+def matrix(name: str, a: Any, argument: str = "a") -> jax.Array:
+    """Return ``a`` as an array of shape (..., m, n), or raise."""
+    a = array(name, a, argument)
+    if a.ndim < 2:
+        raise ValueError(
+            f"{name}: `{argument}` must have shape (..., m, n), got {a.ndim}-d shape {a.shape}"
+        )
+    return a
+
+
+def square(name: str, a: Any, argument: str = "a") -> jax.Array:
+    """Return ``a`` as an array of shape (..., n, n), or raise."""
+    a = matrix(name, a, argument)
+    if a.shape[-1] != a.shape[-2]:
+        raise ValueError(f"{name}: `{argument}` must have shape (..., n, n), got {a.shape}")
+    return a
+
+
+def working(a: jax.Array) -> jax.Array:
+    """Return ``a`` in the dtype in which the work is done: half precision becomes float32."""
+    return a.astype(jnp.promote_types(a.dtype, jnp.float32)) if a.dtype.itemsize < 4 else a
+
+
+def restore(x: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """Return a result in the dtype of the input it came from, real results staying real."""
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        return x.astype(dtype)
+    return x.astype(jnp.finfo(dtype).dtype)
+
+
+def static_int(name: str, argument: str, value: Any, low: int, high: int) -> int:
+    """Return a static integer between two bounds, or raise; a tracer is refused by name."""
+    if isinstance(value, jax.core.Tracer):
+        raise TypeError(
+            f"{name}: `{argument}` must be a Python int known at trace time, got a traced value; "
+            f"mark it static (jax.jit(..., static_argnames='{argument}'))"
+        )
+    try:
+        if isinstance(value, (bool, np.bool_)):
+            raise TypeError
+        value = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: `{argument}` must be an int, got {describe(value)}") from None
+    if not low <= value <= high:
+        raise ValueError(
+            f"{name}: `{argument}` must satisfy {low} <= {argument} <= {high}, got {value}"
+        )
+    return value
+
+
+def choice(name: str, argument: str, value: Any, choices: tuple[str, ...]) -> str:
+    """Return ``value`` if it is one of the choices, or raise."""
+    if not isinstance(value, str) or value not in choices:
+        wanted = ", ".join(repr(c) for c in choices)
+        raise ValueError(f"{name}: `{argument}` must be one of {wanted}, got {describe(value)}")
+    return value
+
+
+def flag(name: str, argument: str, value: Any) -> bool:
+    """Return a static boolean, or raise."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: `{argument}` must be True or False, got {describe(value)}")
+    return bool(value)
+
+
+def tolerance(name: str, argument: str, value: Any) -> float | None:
+    """Return a static relative tolerance (0 <= value < 1) or None, or raise."""
+    if value is None:
+        return None
+    if (
+        isinstance(value, jax.core.Tracer)
+        or not np.isscalar(value)
+        or isinstance(value, (str, bool))
+    ):
+        raise TypeError(
+            f"{name}: `{argument}` must be None or a Python float, got {describe(value)}"
+        )
+    if isinstance(value, complex) or not 0 <= value < 1:
+        raise ValueError(
+            f"{name}: `{argument}` is relative to the largest singular value and must satisfy "
+            f"0 <= {argument} < 1, got {value}"
+        )
+    return float(value)
+
+
+def subset(name: str, value: Any, k: int) -> tuple[int, int]:
+    """Return a static range 0 <= start < end <= k of indices, or raise."""
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise TypeError(
+            f"{name}: `subset_by_index` must be a pair (start, end), got {describe(value)}"
+        )
+    start = static_int(name, "start", value[0], 0, max(k - 1, 0))
+    return start, static_int(name, "end", value[1], start + 1, k)
+
+
+def function(name: str, argument: str, value: Any) -> Callable[..., Any]:
+    """Return ``value`` if it can be called, or raise."""
+    if not callable(value):
+        raise TypeError(f"{name}: `{argument}` must be a function, got {describe(value)}")
+    return value

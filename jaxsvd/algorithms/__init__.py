@@ -1,0 +1,1 @@
+"""Algorithms: matrices in, triplets out; they know nothing of derivatives."""

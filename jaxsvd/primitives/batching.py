@@ -1,0 +1,43 @@
+"""Leading axes: one mechanism for all primitives, which are written for a single matrix.
+
+A leading axis is a `vmap`, so that `f(A)` on a stack and `vmap(f)(A)` are one program. The
+algorithm underneath still sees the whole stack (`algorithms.router`).
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def over_leading_axes(function: Callable[[jax.Array], Any], a: jax.Array) -> Any:
+    """Apply a function of one matrix to (..., m, n); results get the same leading axes.
+
+    All leading axes are flattened into one, so that the algorithm meets one batch.
+    """
+    batch = a.shape[:-2]
+    if not batch:
+        return function(a)
+    flat = jax.vmap(function)(a.reshape(math.prod(batch), *a.shape[-2:]))
+    return jax.tree.map(lambda x: x.reshape(*batch, *x.shape[1:]), flat)
+
+
+def power_of_two_scale(a: jax.Array) -> jax.Array:
+    """Return the power of two next to the largest magnitude of a matrix, a constant scalar.
+
+    Everything is computed on A / scale, whose entries are at most one, so that squares, reciprocals
+    and their products neither overflow nor vanish at 1e160 or 1e-160; division by a power of two
+    is exact. Zero matrices get 1; a matrix with NaN or Inf gets NaN, so that it comes out as NaN.
+    """
+    a = lax.stop_gradient(a)
+    largest = jnp.max(jnp.abs(a), initial=0)
+    if jnp.iscomplexobj(a):  # |x + iy| may overflow where x and y do not
+        largest = jnp.max(jnp.maximum(jnp.abs(a.real), jnp.abs(a.imag)), initial=0)
+    info = jnp.finfo(a.dtype)
+    _, exponent = jnp.frexp(jnp.clip(largest, info.tiny, info.max / 4))
+    scale = jnp.ldexp(jnp.ones((), info.dtype), exponent)
+    scale = jnp.where(largest == 0, 1, scale)
+    return jnp.where(jnp.isfinite(largest), scale, jnp.nan)

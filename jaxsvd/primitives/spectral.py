@@ -1,0 +1,421 @@
+"""`spectral_map`, `spectral_sum` and `core_map`: functions of the spectrum, right at every tie.
+
+One custom_jvp function D(f, W, A, E_1 .. E_n), the n-th Frechet derivative of the matrix function
+in those directions, computed from constant numbers W. Its own derivative is D with one more
+direction, plus D with each direction replaced by its tangent; both are linear in a tangent and
+depend on A, so they go through `protect`, which keeps their rule when JAX transposes them.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.flatten_util import ravel_pytree
+
+from .. import _checks, _tolerances
+from ..algorithms.products import PRECISION
+from ..rules.dense import herm
+from ..rules.spectral import Eigenvalues, Scalar, SingularValues, differentiate
+from .batching import over_leading_axes, power_of_two_scale
+from .svd import numbers
+
+Direction = jax.Array
+
+
+def protect(T: Callable[[Direction], Direction], E: Direction) -> Direction:
+    """Return T(E) for T linear and self-adjoint in Re tr(X^H Y), so that T survives transposition.
+
+    A custom_jvp function applied to a tangent loses its rule when JAX transposes it: the next
+    derivative then is that of its body. `custom_linear_solve` keeps the equation it solves, and
+    with symmetric=True solves the same equation for the transpose. So T(E) is written as the
+    solution of one: with e = E as a real array, the symmetric system in z = (w, y)
+
+        (T w - y, -w) = (0, -e)      has the solution w = e, y = T e.
+    """
+    if jnp.iscomplexobj(E):
+
+        def to_real(X):
+            return jnp.stack([X.real, X.imag])
+
+        def to_given(x):
+            return lax.complex(x[0], x[1])
+    else:
+
+        def to_real(X):
+            return X
+
+        def to_given(x):
+            return x
+
+    def matvec(z):
+        return jnp.stack([to_real(T(to_given(z[0]))) - z[1], -z[0]])
+
+    def solve(matvec, b):
+        w = -b[1]
+        return jnp.stack([w, matvec(jnp.stack([w, b[0]]))[0]])
+
+    e = to_real(E)
+    z = lax.custom_linear_solve(matvec, jnp.stack([jnp.zeros_like(e), -e]), solve, symmetric=True)
+    return to_given(z[1])
+
+
+class Constants(NamedTuple):
+    """What a function closes over, as explicit arguments.
+
+    Attributes:
+        moving: real arrays that are differentiated, a pytree.
+        fixed: integer and boolean arrays.
+        scale: the matrix that the function acts on is A / scale.
+    """
+
+    moving: Any
+    fixed: Any
+    scale: jax.Array
+
+
+class Function:
+    """A user's elementwise function as a static recipe: f(x, constants), traced at a scalar."""
+
+    def __init__(self, apply: Callable[..., jax.Array], options: Scalar):
+        self.apply, self.options = apply, options
+        self._derived: dict[str, Function] = {}
+
+    def scalar(self, constants: Constants) -> Scalar:
+        """Return f for arrays of any shape, with the constants filled in."""
+        return self.options._replace(f=lambda x: self.apply(x, constants))
+
+    def slope(self) -> "Function":
+        """Return f', counted as 0 in the null space where f'(0) != 0 (a subgradient of a kink)."""
+
+        def apply(x, constants):
+            return differentiate(lambda x: self.apply(x, constants))(x)
+
+        if "slope" not in self._derived:
+            self._derived["slope"] = Function(apply, self.options._replace(drop_null=True))
+        return self._derived["slope"]
+
+    def variation(self) -> "Function":
+        """Return df/dc . dc; the moving constants of that function are (c, dc)."""
+
+        def apply(x, constants):
+            c, dc = constants.moving
+            return jax.jvp(lambda c: self.apply(x, constants._replace(moving=c)), (c,), (dc,))[1]
+
+        if "variation" not in self._derived:
+            self._derived["variation"] = Function(apply, self.options)
+        return self._derived["variation"]
+
+
+def _from_user(name: str, f: Any, dtype, near_tie: float | None) -> tuple[Function, Constants]:
+    """Return a user's f as a static recipe and its constants, or raise if it is not elementwise."""
+    _checks.function(name, "f", f)
+    try:
+        closed, shape = jax.make_jaxpr(f, return_shape=True)(jax.ShapeDtypeStruct((), dtype))
+    except (TypeError, ValueError, IndexError) as error:
+        raise TypeError(
+            f"{name}: `f` must act elementwise on arrays of any shape, got {_checks.describe(f)}, "
+            f"which fails on a single value ({error})"
+        ) from error
+    if jax.tree.structure(shape) != jax.tree.structure(0) or shape.shape != ():
+        raise ValueError(
+            f"{name}: `f` must act elementwise, one number out for each number in, got "
+            f"{jax.tree.map(lambda s: s.shape, shape)} for a single value"
+        )
+    if shape.dtype != dtype:
+        raise TypeError(
+            f"{name}: `f` must return the dtype it is given, {dtype}, got {shape.dtype}"
+        )
+    _probe_elementwise(name, f, dtype)
+    is_moving = [jnp.issubdtype(c.dtype, jnp.inexact) for c in closed.consts]
+    if any(jnp.issubdtype(c.dtype, jnp.complexfloating) for c in closed.consts):
+        raise TypeError(f"{name}: `f` must close over real numbers, got a complex array")
+
+    def of_scalar(x, constants):
+        moving, fixed = iter(constants.moving), iter(constants.fixed)
+        consts = [next(moving) if flag else next(fixed) for flag in is_moving]
+        return jax.core.eval_jaxpr(closed.jaxpr, consts, constants.scale.astype(x.dtype) * x)[0]
+
+    def apply(x, constants):
+        flat = jax.vmap(lambda x: of_scalar(x, constants))(x.reshape(-1))
+        return flat.reshape(x.shape)
+
+    near_tie = _tolerances.near_tie(dtype) if near_tie is None else near_tie
+    moving = [c for c, flag in zip(closed.consts, is_moving, strict=True) if flag]
+    fixed = [c for c, flag in zip(closed.consts, is_moving, strict=True) if not flag]
+    one = jnp.ones((), dtype)
+    return Function(apply, Scalar(lambda x: x, near_tie)), Constants(moving, fixed, one)
+
+
+def _probe_elementwise(name: str, f: Callable, dtype) -> None:
+    """Compare f on two values at once with f on each, with stand-ins for what it closes over."""
+    points = np.array([0.375, 0.8125], dtype)
+    try:
+        both, shape = jax.make_jaxpr(f, return_shape=True)(points)
+    except (TypeError, ValueError, IndexError) as error:
+        raise TypeError(
+            f"{name}: `f` must act elementwise on arrays of any shape, got {_checks.describe(f)}, "
+            f"which fails on two values ({error})"
+        ) from error
+    one = jax.make_jaxpr(f)(points[0])
+
+    def stand_in(constant):
+        if isinstance(constant, jax.core.Tracer):
+            values = np.linspace(0.25, 0.75, int(np.prod(constant.shape)))
+            return jnp.asarray(values.reshape(constant.shape).astype(constant.dtype))
+        return constant
+
+    with jax.ensure_compile_time_eval():
+        together = jax.core.eval_jaxpr(both.jaxpr, [stand_in(c) for c in both.consts], points)[0]
+        alone = [
+            jax.core.eval_jaxpr(one.jaxpr, [stand_in(c) for c in one.consts], point)[0]
+            for point in points
+        ]
+    tolerance = 100 * _tolerances.eps(dtype)
+    if shape.shape != (2,) or not np.allclose(
+        together, np.stack(alone), rtol=tolerance, atol=tolerance, equal_nan=True
+    ):
+        raise ValueError(
+            f"{name}: `f` must act elementwise, got a function whose value at one singular value "
+            "depends on the others; compute what depends on the whole spectrum outside and close "
+            "over it"
+        )
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def frechet(kind, f: Function, constants, W, a: jax.Array, directions: tuple) -> jax.Array:
+    """Return the n-th Frechet derivative of the matrix function f at a, n = len(directions).
+
+    Multilinear and symmetric in the directions, self-adjoint in each; n = 0 is the function itself.
+    """
+    tables = kind.tables(W, f.scalar(constants), a.shape)
+    if len(directions) == 0:
+        return kind.value(W, tables)
+    if len(directions) == 1:
+        return kind.first(W, tables, *directions)
+    if len(directions) == 2:
+        return kind.second(W, tables, *directions)
+    raise ValueError(
+        "spectral_map: derivatives up to the second order exist, got a request for order "
+        f"{len(directions)}; differentiate `spectral_sum` instead where the loss is a sum"
+    )
+
+
+def _along_constants(evaluate, f: Function, constants: Constants, d_moving) -> jax.Array | None:
+    """Return the change of evaluate(f, constants) when the constants move, or None if none can.
+
+    It is linear in f, so it is the value for df/dc_j times dc_j, one for each entry of the
+    constants: evaluated on primal values only, as the next order of derivative needs it.
+    """
+    if not jax.tree.leaves(constants.moving):
+        return None
+    flat, unravel = ravel_pytree(constants.moving)
+    steps = ravel_pytree(d_moving)[0]
+
+    def along(row):
+        return evaluate(f.variation(), constants._replace(moving=(constants.moving, unravel(row))))
+
+    columns = jax.vmap(along, out_axes=-1)(jnp.eye(flat.size, dtype=flat.dtype))
+    return jnp.matmul(columns, steps.astype(columns.dtype), precision=PRECISION)
+
+
+@frechet.defjvp
+def _frechet_jvp(kind, f, primals, tangents):
+    constants, W, a, directions = primals
+    d_constants, _, da, d_directions = tangents
+    out = frechet(kind, f, constants, W, a, directions)
+
+    def with_direction(E, *others):
+        return frechet(kind, f, constants, W, a, (*others, E))
+
+    tangent = protect(lambda E: with_direction(E, *directions), da)
+    for i, dE in enumerate(d_directions):
+        others = directions[:i] + directions[i + 1 :]
+        tangent = tangent + protect(lambda E, others=others: with_direction(E, *others), dE)
+    moved = _along_constants(
+        lambda g, c: frechet(kind, g, c, W, a, directions), f, constants, d_constants.moving
+    )
+    return out, tangent if moved is None else tangent + moved
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def total(f: Function, constants, W, a: jax.Array) -> jax.Array:
+    """Return sum_i f(s_i) as a function of a and the constants of f."""
+    del a
+    return jnp.sum(f.scalar(constants).f(W.S))
+
+
+@total.defjvp
+def _total_jvp(f, primals, tangents):
+    constants, W, a = primals
+    d_constants, _, da = tangents
+    gradient = frechet(SingularValues, f.slope(), constants, W, a, ())
+    tangent = jnp.sum(jnp.real(jnp.conj(gradient) * da))
+    moved = _along_constants(lambda g, c: total(g, c, W, a), f, constants, d_constants.moving)
+    return total(f, constants, W, a), tangent if moved is None else tangent + moved
+
+
+def _apply(
+    name: str, f: Any, a: jax.Array, near_tie: float | None, of_matrix: Callable
+) -> jax.Array:
+    """Trace f, then call of_matrix(function, constants, scaled matrix) for each matrix of a."""
+    dtype = a.dtype
+    a = _checks.working(a)
+    function, constants = _from_user(name, f, jnp.finfo(a.dtype).dtype, near_tie)
+
+    def scaled(a):
+        scale = power_of_two_scale(a)
+        return of_matrix(function, constants._replace(scale=scale), a / scale.astype(a.dtype))
+
+    return _checks.restore(over_leading_axes(scaled, a), dtype)
+
+
+def spectral_map(f: Callable, a: Any, *, near_tie: float | None = None) -> jax.Array:
+    """Return U f(S) V^H, a function of the singular values, with derivatives right at every tie.
+
+        dY = U [D1 o herm P + D2 o skew P] V^H + (I - U U^H) dA V diag(q) V^H
+             + U diag(q) U^H dA (I - V V^H),   P = U^H dA V
+        D1_ij = (f_i - f_j)/(s_i - s_j),  D2_ij = (f_i + f_j)/(s_i + s_j),  q_i = f_i/s_i
+
+    f is continued to negative arguments as an odd function. At repeated singular values the
+    quotients become f', at zero ones f'(0), so first and second derivatives are exact there, where
+    no rule on (U, S, Vh) can be. Where f(0) != 0 (polar: f = 1) the map has no derivative at a zero
+    singular value; it gets the one at constant rank. Polar factor, soft and hard threshold, clip,
+    powers, pseudoinverse and whitening are all this function.
+
+    Cost: one SVD; a derivative about six products of m n k; a second derivative k tables of k x k.
+
+    Args:
+        f: elementwise function of an array of singular values, traceable; it may close over arrays
+            and tracers, which are differentiated. What depends on the whole spectrum is computed
+            outside and closed over.
+        a: array (..., m, n), dtypes as in `svd`.
+        near_tie: gap relative to the pair, |s_i - s_j| / (s_i + s_j), below which quadrature of f'
+            replaces the difference quotient; default eps^(1/5)/2. Take sqrt(eps) for f with kinks.
+
+    Returns:
+        Array (..., m, n).
+
+    Raises:
+        TypeError: f is not a function or changes the dtype; ``a`` is not an array.
+        ValueError: f is not elementwise; ``a`` has fewer than two axes; a derivative of third order.
+
+    Example:
+        The polar factor of an orthogonal matrix, all of whose singular values are tied:
+
+        >>> import jax, jax.numpy as jnp, jaxsvd
+        >>> A = jnp.eye(2)
+        >>> polar = lambda A: jaxsvd.spectral_map(jnp.ones_like, A)
+        >>> print(jnp.round(jax.jvp(polar, (A,), (jnp.array([[1.0, 2.0], [0.0, 1.0]]),))[1], 4) + 0.0)
+        [[ 0.  1.]
+         [-1.  0.]]
+
+    References:
+        Noferini (2017), SIAM J. Matrix Anal. Appl. 38, theorem 3.2.
+    """
+    name = "spectral_map"
+    a = _checks.matrix(name, a)
+    near_tie = _checks.tolerance(name, "near_tie", near_tie)
+
+    def of_matrix(function, constants, a):
+        if min(a.shape) == 0:
+            return a
+        return frechet(SingularValues, function, constants, numbers(a), a, ())
+
+    return _apply(name, f, a, near_tie, of_matrix)
+
+
+def spectral_sum(f: Callable, a: Any, *, near_tie: float | None = None) -> jax.Array:
+    """Return sum_i f(s_i), with gradient U f'(S) V^H and a Hessian that is right at ties.
+
+    The gradient is a spectral map, so differentiating again is exact at repeated singular values,
+    where the Hessian of jnp.sum(f(svdvals(A))) is not. With f'(0) != 0 (the nuclear norm: f = s)
+    the sum has a kink at zero singular values, and the smallest subgradient is returned there.
+
+    Cost: one SVD; the gradient one product of m n k; a Hessian-vector product about six.
+
+    Args:
+        f: elementwise function of an array of singular values, as in `spectral_map`.
+        a: array (..., m, n), dtypes as in `svd`.
+        near_tie: as in `spectral_map`, for f'.
+
+    Returns:
+        Array (...,), real.
+
+    Raises:
+        TypeError: f is not a function or changes the dtype; ``a`` is not an array.
+        ValueError: f is not elementwise; ``a`` has fewer than two axes.
+
+    Example:
+        The Hessian of |A|_F^2 is 2 I, at the identity as everywhere:
+
+        >>> import jax, jax.numpy as jnp, jaxsvd
+        >>> H = jax.hessian(lambda A: jaxsvd.spectral_sum(jnp.square, A))(jnp.eye(2))
+        >>> print(jnp.round(H.reshape(4, 4), 4) + 0.0)
+        [[2. 0. 0. 0.]
+         [0. 2. 0. 0.]
+         [0. 0. 2. 0.]
+         [0. 0. 0. 2.]]
+
+    References:
+        Lewis (1995), "The convex analysis of unitarily invariant matrix functions", theorem 3.1.
+    """
+    name = "spectral_sum"
+    a = _checks.matrix(name, a)
+    near_tie = _checks.tolerance(name, "near_tie", near_tie)
+
+    def of_matrix(function, constants, a):
+        if min(a.shape) == 0:
+            return jnp.zeros((), jnp.finfo(a.dtype).dtype)
+        return total(function, constants, numbers(a), a)
+
+    return _apply(name, f, a, near_tie, of_matrix)
+
+
+def core_map(f: Callable, C: Any, *, near_tie: float | None = None) -> jax.Array:
+    """Return f of a Hermitian matrix, Q f(w) Q^H with C = Q diag(w) Q^H: made for cores.
+
+        dF = Q [f[w_i, w_j] o Q^H dC Q] Q^H,   f[x, y] = (f(x) - f(y))/(x - y), f'(x) at ties
+
+    With (U, C, Vh) = core_svd(A, k), U core_map(jnp.sqrt, C) is the balanced factor of a split,
+    trace(core_map(f, C)) is a sum over the k leading values with the right Hessian.
+
+    Cost: one `eigh` of k x k; a derivative four products of k^3.
+
+    Args:
+        f: elementwise function of an array of eigenvalues, as in `spectral_map`.
+        C: Hermitian array (..., k, k); (C + C^H)/2 is used.
+        near_tie: as in `spectral_map`.
+
+    Returns:
+        Array (..., k, k), Hermitian.
+
+    Raises:
+        TypeError: f is not a function or changes the dtype; C is not an array.
+        ValueError: f is not elementwise; C is not square; a derivative of third order.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxsvd
+        >>> U, C, Vh = jaxsvd.core_svd(jnp.diag(jnp.array([4.0, 4.0, 1.0])), 2)
+        >>> print(jaxsvd.core_map(jnp.sqrt, C))
+        [[2. 0.]
+         [0. 2.]]
+
+    References:
+        Higham (2008), "Functions of Matrices", theorem 3.11 (Daleckii and Krein).
+    """
+    name = "core_map"
+    C = _checks.square(name, C, "C")
+    near_tie = _checks.tolerance(name, "near_tie", near_tie)
+
+    def of_matrix(function, constants, C):
+        if C.shape[0] == 0:
+            return C
+        C = herm(C)
+        Q, w = lax.linalg.eigh(lax.stop_gradient(C), symmetrize_input=False)
+        return frechet(Eigenvalues, function, constants, (w, Q), C, ())
+
+    return _apply(name, f, C, near_tie, of_matrix)
