@@ -56,7 +56,7 @@ def square(name: str, a: Any, argument: str = "a") -> jax.Array:
 
 def working(a: jax.Array) -> jax.Array:
     """Return ``a`` in the dtype in which the work is done: half precision becomes float32."""
-    return a.astype(jnp.promote_types(a.dtype, jnp.float32)) if a.dtype.itemsize < 4 else a
+    return a.astype(jnp.float32) if a.dtype.itemsize < 4 else a
 
 
 def restore(x: jax.Array, dtype: DTypeLike) -> jax.Array:

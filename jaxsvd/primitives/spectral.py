@@ -301,7 +301,7 @@ def spectral_map(f: Callable, a: Any, *, near_tie: float | None = None) -> jax.A
 
     Raises:
         TypeError: f is not a function or changes the dtype; ``a`` is not an array.
-        ValueError: f is not elementwise; ``a`` has fewer than two axes; a derivative of third order.
+        ValueError: f is not elementwise; ``a`` has fewer than two axes; a third derivative.
 
     Example:
         The polar factor of an orthogonal matrix, all of whose singular values are tied:
@@ -309,7 +309,8 @@ def spectral_map(f: Callable, a: Any, *, near_tie: float | None = None) -> jax.A
         >>> import jax, jax.numpy as jnp, jaxsvd
         >>> A = jnp.eye(2)
         >>> polar = lambda A: jaxsvd.spectral_map(jnp.ones_like, A)
-        >>> print(jnp.round(jax.jvp(polar, (A,), (jnp.array([[1.0, 2.0], [0.0, 1.0]]),))[1], 4) + 0.0)
+        >>> dA = jnp.array([[1.0, 2.0], [0.0, 1.0]])
+        >>> print(jnp.round(jax.jvp(polar, (A,), (dA,))[1], 4) + 0.0)
         [[ 0.  1.]
          [-1.  0.]]
 

@@ -17,8 +17,10 @@ from ..rules.phase import fix_phases
 from . import probe
 from .batching import over_leading_axes, power_of_two_scale
 
+THIN = Request()
 
-def numbers(a: jax.Array, request: Request = Request()) -> SVDResult:
+
+def numbers(a: jax.Array, request: Request = THIN) -> SVDResult:
     """Return the SVD of one matrix as constants: what the rules compute with."""
     return router.solve(lax.stop_gradient(a), request)
 
@@ -172,8 +174,8 @@ def svd(
     if subset_by_index is not None:
         if full_matrices and compute_uv:
             raise ValueError(
-                f"{name}: `subset_by_index` selects from the thin factors; pass full_matrices=False, "
-                "got full_matrices=True"
+                f"{name}: `subset_by_index` selects from the thin factors: pass full_matrices=False, "
+                "got True"
             )
         subset = _checks.subset(name, subset_by_index, min(a.shape[-2:]))
     options = Options(
@@ -214,4 +216,4 @@ def svdvals(a: Any) -> jax.Array:
         Stewart and Sun (1990), "Matrix Perturbation Theory", theorem IV.2.3.
     """
     a = _checks.matrix("svdvals", a)
-    return _svd(a, Options(Request(), False, None, None, False), a.dtype)
+    return _svd(a, Options(THIN, False, None, None, False), a.dtype)

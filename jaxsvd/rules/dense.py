@@ -57,7 +57,7 @@ def guarded_reciprocal(x: jax.Array, tol: jax.Array | float) -> jax.Array:
 def reciprocals(
     S: jax.Array, m: int, n: int, degeneracy_tol: float | None = None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return D_ij = 1/(s_j - s_i), E_ij = 1/(s_i + s_j) and 1/s_i, guarded; (k, k), (k, k), (k,)."""
+    """Return D_ij = 1/(s_j - s_i), E_ij = 1/(s_i + s_j), both (k, k), and 1/s_i, all guarded."""
     if degeneracy_tol is None:
         degeneracy_tol = _tolerances.degeneracy_tol(S.dtype)
     scale = jax.lax.stop_gradient(S[0])
