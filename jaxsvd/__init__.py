@@ -3,8 +3,13 @@
 from . import rules as rules
 from ._types import CoreSVD as CoreSVD
 from ._types import SVDResult as SVDResult
+from .diagnosis import Diagnosis as Diagnosis
+from .diagnosis import diagnose as diagnose
 from .primitives.core import core_svd as core_svd
 from .primitives.core import low_rank as low_rank
+from .primitives.gauge import GaugeError as GaugeError
+from .primitives.gauge import GaugeWarning as GaugeWarning
+from .primitives.gauge import gauge_check as gauge_check
 from .primitives.spectral import core_map as core_map
 from .primitives.spectral import spectral_map as spectral_map
 from .primitives.spectral import spectral_sum as spectral_sum
@@ -15,9 +20,14 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CoreSVD",
+    "Diagnosis",
+    "GaugeError",
+    "GaugeWarning",
     "SVDResult",
     "core_map",
     "core_svd",
+    "diagnose",
+    "gauge_check",
     "low_rank",
     "rules",
     "spectral_map",

@@ -18,6 +18,9 @@ from .dense import Request
 
 METHODS = ("auto", "lapack")
 
+# Stands in profiles, and tells the decompositions of this library from others in a jaxpr.
+SCOPE = "jaxsvd"
+
 
 class Row(NamedTuple):
     """One row of the table: a name, when it applies, what runs, and why."""
@@ -71,6 +74,7 @@ def _door(compute: Callable[[jax.Array], SVDResult]) -> Callable[[jax.Array], SV
 
 @functools.cache
 def _triplets(request: Request) -> Callable[[jax.Array], SVDResult]:
+    @jax.named_scope(SCOPE)
     def triplets(a):
         return route(a.shape, request).run(a, request.full_matrices)
 
@@ -82,6 +86,7 @@ def solve(a: jax.Array, request: Request) -> SVDResult:
     return _triplets(request)(a)
 
 
+@jax.named_scope(SCOPE)
 def _values(a: jax.Array) -> jax.Array:
     row = route(a.shape, Request())
     return dense.lapack_values(a) if row.name == "lapack" else row.run(a, False).S

@@ -1,30 +1,22 @@
-"""A hook on every raw triplet that `svd` returns, for `gauge_check` and `diagnose`.
+"""A hook on every raw triplet that `svd` returns, for `diagnose`.
 
-Nothing is installed in ordinary use: `observe` returns its argument.
+Nothing is installed in ordinary use: `observe` returns its argument. The hook is a context that
+`jax.jit` keeps in its cache keys, so that a function compiled before is traced anew under it.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator
-from contextvars import ContextVar
+from collections.abc import Callable
+
+import jax
 
 from .._types import SVDResult
 
-_observer: ContextVar[Callable[[SVDResult], SVDResult] | None] = ContextVar(
-    "jaxsvd_observer", default=None
-)
+Observer = Callable[[SVDResult], SVDResult]
+
+# `with observing(observer): ...` lets an observer see, and replace, what `svd` returns.
+observing = jax.make_user_context(default_value=None)
 
 
 def observe(result: SVDResult) -> SVDResult:
     """Pass a result through the observer in force, if any."""
-    observer = _observer.get()
+    observer: Observer | None = observing.value
     return result if observer is None else observer(result)
-
-
-@contextlib.contextmanager
-def observing(observer: Callable[[SVDResult], SVDResult]) -> Iterator[None]:
-    """Let ``observer`` see, and replace, what `svd` returns inside the block."""
-    token = _observer.set(observer)
-    try:
-        yield
-    finally:
-        _observer.reset(token)

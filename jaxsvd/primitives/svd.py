@@ -174,8 +174,8 @@ def svd(
     if subset_by_index is not None:
         if full_matrices and compute_uv:
             raise ValueError(
-                f"{name}: `subset_by_index` selects from the thin factors: pass full_matrices=False, "
-                "got True"
+                f"{name}: `subset_by_index` selects from the thin factors and wants "
+                "full_matrices=False, got True"
             )
         subset = _checks.subset(name, subset_by_index, min(a.shape[-2:]))
     options = Options(
