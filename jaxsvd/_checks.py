@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import DTypeLike
 
 
@@ -68,7 +69,7 @@ def restore(x: jax.Array, dtype: DTypeLike) -> jax.Array:
 
 def static_int(name: str, argument: str, value: Any, low: int, high: int) -> int:
     """Return a static integer between two bounds, or raise; a tracer is refused by name."""
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         raise TypeError(
             f"{name}: `{argument}` must be a Python int known at trace time, got a traced value; "
             f"mark it static (jax.jit(..., static_argnames='{argument}'))"
@@ -105,15 +106,11 @@ def tolerance(name: str, argument: str, value: Any) -> float | None:
     """Return a static relative tolerance (0 <= value < 1) or None, or raise."""
     if value is None:
         return None
-    if (
-        isinstance(value, jax.core.Tracer)
-        or not np.isscalar(value)
-        or isinstance(value, (str, bool))
-    ):
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.number)):
         raise TypeError(
             f"{name}: `{argument}` must be None or a Python float, got {describe(value)}"
         )
-    if isinstance(value, complex) or not 0 <= value < 1:
+    if isinstance(value, np.complexfloating) or not 0 <= float(value) < 1:
         raise ValueError(
             f"{name}: `{argument}` is relative to the largest singular value and must satisfy "
             f"0 <= {argument} < 1, got {value}"

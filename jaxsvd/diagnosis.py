@@ -2,12 +2,14 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from . import _checks, _tolerances
 from ._types import SVDResult
@@ -125,7 +127,7 @@ def _record(loss: Callable, A: jax.Array) -> list[tuple[SVDResult, SVDResult]]:
     records: list[tuple[SVDResult, SVDResult]] = []
 
     def keep(*leaves):
-        arrays = [np.asarray(x) for x in leaves]
+        arrays: list[Any] = [np.asarray(x) for x in leaves]
         records.append((SVDResult(*arrays[:3]), SVDResult(*arrays[3:])))
 
     def look(result, cotangent):
@@ -264,13 +266,13 @@ def _gaps(records, S: np.ndarray, gradient_norm: float):
         s = result.S
         a, b = (np.asarray(x)[: s.size, : s.size] for x in skew_parts(result, cotangent))
         norm = np.linalg.norm(cotangent.U) + np.linalg.norm(cotangent.Vh)
-        for i, j in zip(*np.triu_indices(s.size, 1), strict=True):
+        for i, j in itertools.combinations(range(s.size), 2):
             part, gap = abs(a[i, j] + b[i, j]), abs(s[i] - s[j])
             if gap > 0 and part > _tolerances.gauge_tol(s.dtype) * norm:
                 share = 2**0.5 * part / gap / (S[0] / s[0] * gradient_norm or 1)
                 if share > found.get((i, j), (0, 0))[1]:
-                    found[i, j] = (gap / s[0], share)
-    rows = [(int(i), int(j), float(gap), float(share)) for (i, j), (gap, share) in found.items()]
+                    found[i, j] = (float(gap / s[0]), float(share))
+    rows = [(i, j, gap, share) for (i, j), (gap, share) in found.items()]
     return tuple(sorted(rows, key=lambda row: -row[3])[:3])
 
 
@@ -312,7 +314,7 @@ def diagnose(loss: Callable[[jax.Array], jax.Array], A: Any, *, seed: int = 0) -
     """
     name = "diagnose"
     _checks.function(name, "loss", loss)
-    if isinstance(A, jax.core.Tracer):
+    if isinstance(A, Tracer):
         raise TypeError(f"{name}: `A` must be a concrete array, got a traced value")
     A = _checks.matrix(name, A, "A")
     if A.ndim != 2 or A.size == 0 or not bool(jnp.isfinite(A).all()):

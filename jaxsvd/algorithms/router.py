@@ -7,7 +7,7 @@ a leading axis all arrive as one array (..., m, n) and get the same algorithm an
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.custom_batching import custom_vmap
@@ -60,7 +60,7 @@ def route(shape: tuple[int, ...], request: Request) -> Row:
 
 
 @functools.cache
-def _door(compute: Callable[[jax.Array], SVDResult]) -> Callable[[jax.Array], SVDResult]:
+def _door(compute: Callable[[jax.Array], Any]) -> Callable[[jax.Array], Any]:
     door = custom_vmap(compute)
 
     @door.def_vmap

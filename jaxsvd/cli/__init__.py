@@ -34,7 +34,7 @@ It prints a table, writes one PNG, and checks its own numbers: exit code 1 if on
 Needs matplotlib, scikit-learn and tqdm: pip install -e ".[demo]"
 """
 
-_INFO = """Versions, devices, number formats, and which algorithm serves which shape, with the reason.
+_INFO = """Versions, devices, number formats, and which algorithm serves which shape.
 
 Without M and N a list of typical shapes is shown.
 """

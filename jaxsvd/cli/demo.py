@@ -34,9 +34,9 @@ SKY, GREY = "#56B4E9", "#8c8c8c"
 _DIGITS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, "black", "#882255", "#999933", GREY)
 _CHANNELS = (("red", VERMILION, "-"), ("green", GREEN, "--"), ("blue", BLUE, ":"))
 _FUNCTIONS = {
-    "jnp.linalg.svd": (VERMILION, "s"),
-    "jaxsvd.svd": (SKY, "^"),
-    "jaxsvd.core_svd": (BLUE, "o"),
+    "jnp.linalg.svd": (VERMILION, "s", 5),
+    "jaxsvd.svd": (SKY, "^", 9),
+    "jaxsvd.core_svd": (BLUE, "o", 4),
 }
 
 
@@ -79,11 +79,11 @@ def table(digits: Digits, photo: Photo, tie: Tie, steps: int) -> str:
         "",
         f"2  A photograph, {' x '.join(map(str, photo.picture.shape))}: the SVD of each channel; "
         "errors relative to |A|_F",
-        f"   {'rank':>6}{'storage':>11}{'Eckart-Young error':>22}{'measured error':>18}{'PSNR':>12}",
+        f"   {'rank':>6}{'storage':>11}{'Eckart-Young error':>20}{'measured error':>18}{'dB':>7}",
     ]
     columns = (RANKS, photo.storage, photo.promised, photo.measured, photo.psnr)
     lines += [
-        f"   {r:>6}{storage:>11.1%}{promised:>22.6f}{measured:>18.6f}{psnr:>9.1f} dB"
+        f"   {r:>6}{storage:>11.1%}{promised:>20.6f}{measured:>18.6f}{psnr:>7.1f}"
         for r, storage, promised, measured, psnr in zip(*columns, strict=True)
     ]
     lines += [
@@ -101,10 +101,14 @@ def table(digits: Digits, photo: Photo, tie: Tie, steps: int) -> str:
 
 
 def _draw_digits(weights: "Axes", before: "Axes", after: "Axes", bars: "Axes", d: Digits) -> None:
-    image = weights.imshow(np.where(d.constant, np.nan, d.weights).reshape(8, 8), cmap="cividis")
-    weights.set(title="Learned pixel weights\n(grey: always blank)", xticks=[], yticks=[])
-    weights.set_facecolor("#cccccc")
-    weights.figure.colorbar(image, ax=weights, shrink=0.85, label="weight")
+    varying = np.where(d.constant, np.nan, d.weights).reshape(8, 8)
+    image = weights.imshow(varying, cmap="cividis", norm="log")
+    weights.set(title="Learned pixel weights\n(grey: always blank)", facecolor="#cccccc")
+    weights.set(xlabel="pixel column", ylabel="pixel row", xticks=range(8), yticks=range(8))
+    ticks = [w for w in (0.25, 0.5, 1, 2, 4) if np.nanmin(varying) <= w <= np.nanmax(varying)]
+    bar = weights.figure.colorbar(image, ax=weights, shrink=0.85, label="weight (1 at the start)")
+    bar.ax.minorticks_off()
+    bar.set_ticks(ticks, labels=[f"{w:g}" for w in ticks])
     for axes, points, word, accuracy in zip(
         (before, after), d.points, ("before", "after"), d.held_out, strict=True
     ):
@@ -121,7 +125,7 @@ def _draw_digits(weights: "Axes", before: "Axes", after: "Axes", bars: "Axes", d
         bars.plot(values, rows, marker, color=colour, label=word)
     bars.set(title="Held-out accuracy\nof each digit", xlabel="share right", ylabel="digit")
     bars.set(yticks=rows, ylim=(9.6, -0.6))
-    bars.legend(loc="lower left")
+    bars.legend(loc="upper left")
 
 
 def _draw_photo(pictures: "list[Axes]", spectrum: "Axes", errors: "Axes", p: Photo) -> None:
@@ -145,23 +149,22 @@ def _draw_photo(pictures: "list[Axes]", spectrum: "Axes", errors: "Axes", p: Pho
 
 
 def _draw_tie(axes: "Axes", tie: Tie) -> None:
-    for name, (colour, marker) in _FUNCTIONS.items():
-        axes.loglog(GAPS, tie.errors[name], marker=marker, color=colour, label=name, markersize=5)
     at_zero = GAPS[-1] / 10  # where a gap of 0 is drawn
-    for name, (colour, marker) in _FUNCTIONS.items():
+    for name, (colour, marker, size) in _FUNCTIONS.items():
+        style = {"marker": marker, "color": colour, "markersize": size}
+        axes.loglog(GAPS, tie.errors[name], label=name, **style)
         error = np.linalg.norm(tie.found[name] - tie.exact) / np.linalg.norm(tie.exact)
         if np.isfinite(error):
-            axes.plot(at_zero, max(error, 1e-8), marker=marker, color=colour, markersize=5)
+            axes.plot(at_zero, max(error, 2e-8), **style)
         else:
-            axes.plot(at_zero, 3, marker="x", color=colour, markersize=9, markeredgewidth=2.5)
-            axes.annotate("NaN", (at_zero, 3), (9, -3), textcoords="offset points", color=colour)
+            axes.plot(at_zero, 3, "x", color=colour, markersize=9, markeredgewidth=2.5)
+            axes.annotate("NaN", (at_zero, 3), (9, -4), textcoords="offset points", color=colour)
     axes.axvline(at_zero * 10**0.5, color=GREY, linewidth=0.8, linestyle=":")
-    axes.set_xticks(
-        [at_zero, *GAPS[::4]], ["0", *(f"$10^{{{p:.0f}}}$" for p in np.log10(GAPS[::4]))]
-    )
+    powers = [f"$10^{{{power:.0f}}}$" for power in np.log10(GAPS[::4])]
+    axes.set_xticks([at_zero, *GAPS[::4]], ["0", *powers])
     axes.minorticks_off()
     axes.set(ylim=(1e-8, 20), xlabel="gap between two singular values near 2")
-    axes.set(title="Error of one float32 gradient near a tie", ylabel="relative error")
+    axes.set(title="Error of a float32 gradient", ylabel="relative error")
     axes.legend(loc="upper right")
 
 
@@ -173,16 +176,17 @@ def picture(digits: Digits, photo: Photo, tie: Tie) -> bytes:
     figure = Figure(figsize=(17, 12.5), layout="constrained")
     FigureCanvasAgg(figure)
     top, middle, bottom = figure.subfigures(3, 1, height_ratios=(1.15, 0.85, 1.1), hspace=0.03)
+    left, right = bottom.subfigures(1, 2, width_ratios=(2, 1))
     for part, words in (
         (top, "1  Learning through singular vectors: pixel weights that separate the digits"),
         (middle, "2  Compression: a photograph at several ranks"),
-        (bottom, "2  Its errors, measured and promised; and 3  a gradient at and near a tie"),
+        (left, "    Its singular values, and its error measured and promised"),
+        (right, "3  A gradient at and near a tie"),
     ):
         part.suptitle(words, x=0.01, ha="left", fontsize=14, fontweight="bold")
     _draw_digits(*top.subplots(1, 4, width_ratios=(1, 1.25, 1.25, 0.9)), digits)
-    spectrum, errors, tied = bottom.subplots(1, 3)
-    _draw_photo(list(middle.subplots(1, 4)), spectrum, errors, photo)
-    _draw_tie(tied, tie)
+    _draw_photo(list(middle.subplots(1, 4)), *left.subplots(1, 2), photo)
+    _draw_tie(right.subplots(), tie)
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=100)
     return file.getvalue()

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer, ensure_compile_time_eval, eval_jaxpr
 from jax.flatten_util import ravel_pytree
 
 from .. import _checks, _tolerances
@@ -36,20 +37,13 @@ def protect(T: Callable[[Direction], Direction], E: Direction) -> Direction:
 
         (T w - y, -w) = (0, -e)      has the solution w = e, y = T e.
     """
-    if jnp.iscomplexobj(E):
+    is_complex = jnp.iscomplexobj(E)
 
-        def to_real(X):
-            return jnp.stack([X.real, X.imag])
+    def to_real(X):
+        return jnp.stack([X.real, X.imag]) if is_complex else X
 
-        def to_given(x):
-            return lax.complex(x[0], x[1])
-    else:
-
-        def to_real(X):
-            return X
-
-        def to_given(x):
-            return x
+    def to_given(x):
+        return lax.complex(x[0], x[1]) if is_complex else x
 
     def matvec(z):
         return jnp.stack([to_real(T(to_given(z[0]))) - z[1], -z[0]])
@@ -137,7 +131,7 @@ def _from_user(name: str, f: Any, dtype, near_tie: float | None) -> tuple[Functi
     def of_scalar(x, constants):
         moving, fixed = iter(constants.moving), iter(constants.fixed)
         consts = [next(moving) if flag else next(fixed) for flag in is_moving]
-        return jax.core.eval_jaxpr(closed.jaxpr, consts, constants.scale.astype(x.dtype) * x)[0]
+        return eval_jaxpr(closed.jaxpr, consts, constants.scale.astype(x.dtype) * x)[0]
 
     def apply(x, constants):
         flat = jax.vmap(lambda x: of_scalar(x, constants))(x.reshape(-1))
@@ -163,16 +157,15 @@ def _probe_elementwise(name: str, f: Callable, dtype) -> None:
     one = jax.make_jaxpr(f)(points[0])
 
     def stand_in(constant):
-        if isinstance(constant, jax.core.Tracer):
+        if isinstance(constant, Tracer):
             values = np.linspace(0.25, 0.75, int(np.prod(constant.shape)))
             return jnp.asarray(values.reshape(constant.shape).astype(constant.dtype))
         return constant
 
-    with jax.ensure_compile_time_eval():
-        together = jax.core.eval_jaxpr(both.jaxpr, [stand_in(c) for c in both.consts], points)[0]
+    with ensure_compile_time_eval():
+        together = eval_jaxpr(both.jaxpr, [stand_in(c) for c in both.consts], points)[0]
         alone = [
-            jax.core.eval_jaxpr(one.jaxpr, [stand_in(c) for c in one.consts], point)[0]
-            for point in points
+            eval_jaxpr(one.jaxpr, [stand_in(c) for c in one.consts], point)[0] for point in points
         ]
     tolerance = 100 * _tolerances.eps(dtype)
     if shape.shape != (2,) or not np.allclose(

@@ -123,7 +123,7 @@ class Tables:
 class Kind(Protocol):
     """What differs between a matrix function of the SVD and one of the eigendecomposition."""
 
-    def tables(self, W, scalar: Scalar, shape: tuple[int, int]) -> Tables:
+    def tables(self, W, scalar: Scalar, shape: tuple[int, ...]) -> Tables:
         """Return the divided differences for the numbers W of a matrix of ``shape``."""
         ...
 
@@ -144,7 +144,7 @@ class SingularValues:
     """U f(S) V^H; W is the thin SVD of the matrix."""
 
     @staticmethod
-    def tables(W: SVDResult, scalar: Scalar, shape: tuple[int, int]) -> Tables:
+    def tables(W: SVDResult, scalar: Scalar, shape: tuple[int, ...]) -> Tables:
         """Return the divided differences of f continued as an odd function."""
         S = W.S
         return Tables(scalar, S[0], _tolerances.rank_tol(S.dtype, *shape) * S[0], odd=True)
@@ -266,7 +266,7 @@ class Eigenvalues:
     """Q f(w) Q^H of a Hermitian matrix; W is (w, Q)."""
 
     @staticmethod
-    def tables(W, scalar: Scalar, shape: tuple[int, int]) -> Tables:
+    def tables(W, scalar: Scalar, shape: tuple[int, ...]) -> Tables:
         """Return the divided differences of f as it is on the whole real line."""
         w = W[0]
         scale = jnp.max(jnp.abs(w))
