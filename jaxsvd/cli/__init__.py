@@ -44,6 +44,7 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one sentence; argparse would print its usage before them."""
 
     def error(self, message: str) -> NoReturn:
+        message = message.replace("argument command: invalid choice:", "unknown command")
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 

@@ -19,9 +19,9 @@ from ..algorithms.router import route
 
 # Shapes a user may have in mind, with the words for them.
 TYPICAL = (
-    ((100_000, 3, 3), "rotations, point sets"),
+    ((100_000, 3, 3), "rotations of point sets"),
     ((256, 32, 32), "small blocks"),
-    ((64, 64), "small"),
+    ((64, 64), "a small matrix"),
     ((1000, 64), "a data set of 64 features"),
     ((1024, 1024), "a layer of a network"),
     ((4096, 4096), "a large layer"),
@@ -38,20 +38,20 @@ def _versions() -> dict[str, str]:
     return {"jaxsvd": jaxsvd.__version__, **others, "python": platform.python_version()}
 
 
-def _devices() -> list[str]:
-    """Return one line for each kind of device, such as "8 x cpu"; why, if JAX finds none."""
+def _platform() -> tuple[str, list[str]]:
+    """Return the platform and a line for each kind of device; or why JAX finds none."""
     try:
         kinds = collections.Counter(device.device_kind for device in jax.devices())
+        return jax.default_backend(), [f"{count} x {kind}" for kind, count in kinds.items()]
     except RuntimeError as error:
-        return [f"none: {error}"]
-    return [f"{count} x {kind}" for kind, count in kinds.items()]
+        return "none", [f"none: {error}"]
 
 
 def headline() -> str:
     """Return versions and devices in one line."""
     versions = _versions()
     names = ("jaxsvd", "jax", "numpy", "python")
-    return " | ".join([*(f"{name} {versions[name]}" for name in names), ", ".join(_devices())])
+    return " | ".join([*(f"{name} {versions[name]}" for name in names), ", ".join(_platform()[1])])
 
 
 def _dtypes(name: str) -> tuple[str, str]:
@@ -75,11 +75,12 @@ def _dtypes(name: str) -> tuple[str, str]:
 def collect(shapes: Sequence[tuple[tuple[int, ...], str]], dtype: str) -> dict[str, Any]:
     """Return everything that `info` shows, ready for JSON."""
     given, work = _dtypes(dtype)
+    backend, devices = _platform()
     rows = [(shape, note, route(shape, Request())) for shape, note in shapes]
     return {
         "versions": _versions(),
-        "platform": jax.default_backend(),
-        "devices": _devices(),
+        "platform": backend,
+        "devices": devices,
         "x64": bool(jax.config.jax_enable_x64),  # pyright: ignore[reportAttributeAccessIssue]
         "default_matmul_precision": jax.config.jax_default_matmul_precision,  # pyright: ignore[reportAttributeAccessIssue]
         "dtype": {"asked": dtype, "stored": given, "computed": work},
@@ -111,14 +112,16 @@ def _text(found: dict[str, Any]) -> str:
         "matrix dtype": numbers,
     }
     lines = [f"{name:<13} {value}" for name, value in facts.items()]
-    lines += ["", f"{'shape':<20} {'algorithm':<12} why"]
-    for row in found["algorithms"]:
-        why = row["why"] + (f" ({row['note']})" if row["note"] else "")
-        shape = " x ".join(map(str, row["shape"]))
-        first = f"{shape:<20} {row['algorithm']:<12} "
-        lines += textwrap.wrap(
-            why, 100, initial_indent=first, subsequent_indent=" " * 34, break_on_hyphens=False
-        )
+    rows = [
+        (" x ".join(map(str, row["shape"])), row["note"], row["algorithm"], row["why"])
+        for row in found["algorithms"]
+    ]
+    noted = any(note for _, note, _, _ in rows)
+    lines.append("")
+    for shape, note, algorithm, why in [("shape", "such as", "algorithm", "why"), *rows]:
+        first = f"{shape:<18} {f'{note:<28} ' if noted else ''}{algorithm:<10} "
+        indent = " " * len(first)
+        lines += textwrap.wrap(why, 110, initial_indent=first, subsequent_indent=indent)
     return "\n".join(lines)
 
 
