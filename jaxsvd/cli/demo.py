@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -108,7 +108,7 @@ def table(digits: Digits, photo: Photo, tie: Tie, steps: int) -> str:
     return "\n".join(lines)
 
 
-def _draw_digits(weights: "Axes", before: "Axes", after: "Axes", bars: "Axes", d: Digits) -> None:
+def _draw_digits(d: Digits, weights: "Axes", before: "Axes", after: "Axes", bars: "Axes") -> None:
     powers = np.where(d.constant, np.nan, np.log2(d.weights)).reshape(8, 8)
     image = weights.imshow(powers, cmap="PuOr", vmin=-2, vmax=2)
     weights.set(title="Learned pixel weights\n(grey: always blank)", facecolor="#999999")
@@ -136,7 +136,7 @@ def _draw_digits(weights: "Axes", before: "Axes", after: "Axes", bars: "Axes", d
     bars.legend(loc="upper left")
 
 
-def _draw_photo(pictures: "list[Axes]", spectrum: "Axes", errors: "Axes", p: Photo) -> None:
+def _draw_photo(p: Photo, pictures: "list[Axes]", spectrum: "Axes", errors: "Axes") -> None:
     pictures[0].imshow(p.picture)
     pictures[0].set_title("Photograph")
     for axes, i in zip(pictures[1:], (0, 1, len(RANKS) - 1), strict=True):
@@ -156,7 +156,7 @@ def _draw_photo(pictures: "list[Axes]", spectrum: "Axes", errors: "Axes", p: Pho
     errors.legend()
 
 
-def _draw_tie(axes: "Axes", tie: Tie) -> None:
+def _draw_tie(tie: Tie, axes: "Axes") -> None:
     at_zero = GAPS[-1] / 10  # where a gap of 0 is drawn
     for name, (colour, marker, size) in _FUNCTIONS.items():
         style = {"marker": marker, "color": colour, "markersize": size}
@@ -193,11 +193,11 @@ def picture(digits: Digits, photo: Photo, tie: Tie) -> bytes:
         (right, "3  A gradient at and near a tie"),
     ):
         part.suptitle(words, x=0.01, ha="left", fontsize=14, fontweight="bold")
-    above: Any = top.subplots(1, 4, width_ratios=(1, 1.25, 1.25, 0.9))
-    below: Any = left.subplots(1, 2)
-    _draw_digits(*above, digits)
-    _draw_photo(list(middle.subplots(1, 4)), *below, photo)
-    _draw_tie(right.subplots(), tie)
+    above = cast("list[Axes]", top.subplots(1, 4, width_ratios=(1, 1.25, 1.25, 0.9)))
+    below = cast("list[Axes]", left.subplots(1, 2))
+    _draw_digits(digits, *above)
+    _draw_photo(photo, list(middle.subplots(1, 4)), *below)
+    _draw_tie(tie, right.subplots())
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=100)
     return file.getvalue()
@@ -231,7 +231,7 @@ def run(output: Path, steps: int, headline: str) -> int:
     try:
         output.write_bytes(picture(*results))
     except OSError as error:
-        raise Refused(f"--output cannot be written: {error}") from error
+        raise Refused(f"{str(output)!r} cannot be written: {error.strerror}") from error
     failed = list(failures(*results, steps))
     for sentence in failed:
         print(f"FAILED  {sentence}")

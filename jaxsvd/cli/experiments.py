@@ -16,7 +16,7 @@ import jaxsvd
 K = 5  # singular vectors kept of the digits
 RANKS = (5, 20, 50, 100)  # kept of the photograph
 GAPS = np.logspace(-1, -7, 13)  # between two singular values near 2
-DECAY = 0.1  # pulls the weights to 1: +5 to +8 points held out, on each of four splits
+DECAY = 0.1  # pulls the weights to 1: +5 to +8 points held out, on each of five splits
 DRAWS = 16  # matrices for each gap
 
 
