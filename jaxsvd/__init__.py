@@ -1,5 +1,6 @@
 """The singular value decomposition in JAX, with derivatives that are right everywhere."""
 
+from . import operators as operators
 from . import rules as rules
 from ._types import CoreSVD as CoreSVD
 from ._types import SVDResult as SVDResult
@@ -29,6 +30,7 @@ __all__ = [
     "diagnose",
     "gauge_check",
     "low_rank",
+    "operators",
     "rules",
     "spectral_map",
     "spectral_sum",

@@ -12,6 +12,7 @@ import numpy as np
 from jax.core import Tracer
 
 from . import _checks, _tolerances
+from ._differences import correct_digits, extrapolated_difference
 from ._types import SVDResult
 from .algorithms.router import SCOPE
 from .primitives.gauge import watch
@@ -197,38 +198,6 @@ def _with_other_vectors(loss: Callable, A: jax.Array, kind: str) -> np.ndarray:
     return np.array([compiled(A, jnp.asarray(seed)) for seed in range(3)])
 
 
-def _ridders(g: Callable[[float], np.ndarray], h: float) -> tuple[np.ndarray, float]:
-    """Return the derivative of g at 0 by extrapolated central differences, and its error.
-
-    Steps h, h/3, ... down to 3e-6 h, so that gaps of 1e-6 are resolved too; of Neville's tableau
-    the entry that differs least from its neighbours.
-    """
-    best, error, previous = np.asarray(np.nan), np.inf, []
-    for i in range(12):
-        step = h / 3**i
-        row = [(g(step) - g(-step)) / (2 * step)]
-        for j, above in enumerate(previous):
-            row.append(row[j] + (row[j] - above) / (9 ** (j + 1) - 1))
-            change = max(np.abs(row[j + 1] - row[j]).max(), np.abs(row[j + 1] - above).max())
-            if change < error:
-                best, error = row[j + 1], float(change)
-        previous = row
-    return best, error
-
-
-def _digits(computed: np.ndarray, exact: np.ndarray, uncertainty: float, full: float):
-    """Return correct digits, at most as many as the reference has, or None if it has none."""
-    scale = np.abs(exact).max()
-    if not np.isfinite(computed).all():
-        return 0.0
-    if not np.isfinite(uncertainty) or (scale > 0 and uncertainty > 0.1 * scale):
-        return None
-    error = max(float(np.abs(computed - exact).max()), uncertainty)
-    if error == 0 or scale == 0:
-        return full
-    return float(np.clip(-np.log10(error / scale), 0, full))
-
-
 def _measure(loss: Callable, A: np.ndarray, g: np.ndarray, full: float, seed: int):
     """Return the digits of the gradient g and of a Hessian-vector product in the dtype of A."""
     wide = np.result_type(A.dtype, np.float64)
@@ -251,16 +220,20 @@ def _measure(loss: Callable, A: np.ndarray, g: np.ndarray, full: float, seed: in
     with jax.enable_x64(True):
         value64, gradient64 = jax.jit(loss), jax.jit(gradient)
         first = [
-            _ridders(lambda t, d=d: np.asarray(value64(jnp.asarray(A + t * size * d))), 0.05)
+            extrapolated_difference(
+                lambda t, d=d: np.asarray(value64(jnp.asarray(A + t * size * d))), 0.05
+            )
             for d in D.astype(wide)
         ]
         d = D[0].astype(wide)
-        second = _ridders(lambda t: np.asarray(gradient64(jnp.asarray(A + t * size * d))), 0.05)
+        second = extrapolated_difference(
+            lambda t: np.asarray(gradient64(jnp.asarray(A + t * size * d))), 0.05
+        )
     computed = np.array([along(g, size * d) for d in D])
     exact = np.array([value for value, _ in first])
     return (
-        _digits(computed, exact, max(error for _, error in first), full),
-        _digits(Hd.astype(wide), *second, full),
+        correct_digits(computed, exact, max(error for _, error in first), full),
+        correct_digits(Hd.astype(wide), *second, full),
     )
 
 

@@ -1,0 +1,15 @@
+"""Matrices known by their products: dense, sparse, composed, implicit."""
+
+from .adapters import Host as Host
+from .adapters import as_operator as as_operator
+from .base import Operator as Operator
+from .base import Product as Product
+from .base import Scaled as Scaled
+from .base import Sum as Sum
+from .base import Transpose as Transpose
+from .compose import Centered as Centered
+from .compose import LowRank as LowRank
+from .dense import Dense as Dense
+from .function import Function as Function
+from .function import Jacobian as Jacobian
+from .sparse import Sparse as Sparse
