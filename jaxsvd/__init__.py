@@ -3,6 +3,7 @@
 from . import operators as operators
 from . import rules as rules
 from ._types import CoreSVD as CoreSVD
+from ._types import Info as Info
 from ._types import SVDResult as SVDResult
 from .diagnosis import Diagnosis as Diagnosis
 from .diagnosis import diagnose as diagnose
@@ -16,6 +17,7 @@ from .primitives.spectral import spectral_map as spectral_map
 from .primitives.spectral import spectral_sum as spectral_sum
 from .primitives.svd import svd as svd
 from .primitives.svd import svdvals as svdvals
+from .primitives.truncated import truncated_svd as truncated_svd
 
 __version__ = "0.1.0"
 
@@ -24,6 +26,7 @@ __all__ = [
     "Diagnosis",
     "GaugeError",
     "GaugeWarning",
+    "Info",
     "SVDResult",
     "core_map",
     "core_svd",
@@ -36,4 +39,5 @@ __all__ = [
     "spectral_sum",
     "svd",
     "svdvals",
+    "truncated_svd",
 ]

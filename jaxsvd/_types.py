@@ -31,3 +31,27 @@ class CoreSVD(NamedTuple):
     U: jax.Array
     C: jax.Array
     Vh: jax.Array
+
+
+class Info(NamedTuple):
+    """How good a truncated SVD is; nothing in it is differentiated.
+
+    Attributes:
+        residuals: max(|A v_i - s_i u_i|, |A^H u_i - s_i v_i|) of each triplet, (..., k).
+        error: estimate of |A - U S Vh|_2, the first discarded singular value, (...,).
+        rank: how many triplets are not zero, (...,).
+        gap: s_k - s_{k+1}, as estimated, (...,).
+        gradient_error: expected relative error of a gradient, residual / gap, (...,).
+        iterations: steps of the algorithm, (...,).
+        products: vectors multiplied by A or A^H, (...,).
+        converged: whether all residuals are within the tolerance, (...,).
+    """
+
+    residuals: jax.Array
+    error: jax.Array
+    rank: jax.Array
+    gap: jax.Array
+    gradient_error: jax.Array
+    iterations: jax.Array
+    products: jax.Array
+    converged: jax.Array

@@ -59,6 +59,7 @@ INSIDE = {
         "jacobi",
         "polar",
         "gram",
+        "subspace",
         "randomized",
         "krylov",
         "adaptive",

@@ -134,7 +134,7 @@ def init(A: Operator, config: Config, start: jax.Array | None = None) -> State:
 
 def _expand(A: Operator, state: State, config: Config) -> State:
     """Multiply the next block and append it to both bases."""
-    (m, n), b, L = A.shape, config.block, config.basis
+    (m, n), b = A.shape, config.block
     scale = state.scale.astype(state.U.dtype)
     keys = jax.random.split(jax.random.fold_in(state.key, 2 + state.iteration))
     at = state.size

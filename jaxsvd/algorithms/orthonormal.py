@@ -29,7 +29,11 @@ def _cholesky_qr(X: jax.Array, shift: float) -> jax.Array:
 
 
 def orthonormalize(
-    X: jax.Array, *, against: jax.Array | None = None, passes: int = 3, fill: jax.Array | None = None
+    X: jax.Array,
+    *,
+    against: jax.Array | None = None,
+    passes: int = 3,
+    fill: jax.Array | None = None,
 ) -> jax.Array:
     """Return an orthonormal basis of the columns of X, orthogonal to another basis.
 

@@ -4,7 +4,6 @@ Each rule is a function of factors and tangents (or cotangents), apart from any 
 differentiation. Cotangents are JAX's: `svd_pullback` equals `jax.vjp` of `jaxsvd.svd`.
 """
 
-from .core import Numbers as Numbers
 from .core import core_pullback as core_pullback
 from .core import core_pushforward as core_pushforward
 from .core import full_numbers as full_numbers
@@ -15,3 +14,7 @@ from .dense import svdvals_pushforward as svdvals_pushforward
 from .phase import fix_phases as fix_phases
 from .spectral import spectral_pullback as spectral_pullback
 from .spectral import spectral_pushforward as spectral_pushforward
+from .truncated import Numbers as Numbers
+from .truncated import iterative_numbers as iterative_numbers
+from .truncated import truncated_pullback as truncated_pullback
+from .truncated import truncated_pushforward as truncated_pushforward

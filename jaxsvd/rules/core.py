@@ -25,9 +25,6 @@ References: the parallel transport gauge of the polar and Bures geometry, Bhatia
 (2019), "On the Bures-Wasserstein distance", section 3; Wan and Zhang (2019), arXiv:1909.02659.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -35,36 +32,10 @@ from jax import lax
 from .. import _tolerances
 from .._types import CoreSVD, SVDResult
 from ..algorithms.products import adjoint, adjoint_product, product
+from ..operators.base import Operator
+from ..operators.dense import Dense
 from .dense import guarded_reciprocal, herm, skew
-
-Pair = tuple[jax.Array, jax.Array]
-
-
-def _solve_linear(matvec: Callable, b: jax.Array, solve: Callable) -> jax.Array:
-    """Solve a complex-linear, self-adjoint system; `solve` holds constants only.
-
-    The transpose of a self-adjoint map is its conjugate, so it is solved with conjugated data.
-    """
-    return lax.custom_linear_solve(
-        matvec,
-        b,
-        solve=lambda _, rhs: solve(rhs),
-        transpose_solve=lambda _, rhs: jnp.conj(solve(jnp.conj(rhs))),
-    )
-
-
-class Numbers(NamedTuple):
-    """The constants that serve the three solves; nothing here is differentiated.
-
-    Attributes:
-        s: kept singular values, (k,).
-        outer: given the right-hand sides (m, k), (n, k), returns the X and Y of the derivation.
-        zero: value below which a singular value counts as zero.
-    """
-
-    s: jax.Array
-    outer: Callable[[Pair], Pair]
-    zero: jax.Array
+from .truncated import Numbers, Pair, outside, solve_linear
 
 
 def full_numbers(result: SVDResult, k: int) -> Numbers:
@@ -95,28 +66,44 @@ def full_numbers(result: SVDResult, k: int) -> Numbers:
 
 
 def core_pushforward(A: jax.Array, result: CoreSVD, dA: jax.Array, numbers: Numbers) -> CoreSVD:
-    """Return the tangents (dU, dC, dVh) of the core triplets, linear in dA.
-
-    dC = herm P,  dU = U K + X,  dV = -V K + Y,  C K + K C = skew P; see the module's derivation.
+    """Return the tangents (dU, dC, dVh) of the core triplets of an array; see `core_tangents`.
 
     Args:
         A: the matrix, (m, n).
         result: U (m, k), C (k, k), Vh (k, n).
         dA: tangent of the matrix, (m, n).
-        numbers: the constants of the solves, from `full_numbers`.
+        numbers: the constants of the solves, from `full_numbers` or `iterative_numbers`.
 
     Returns:
-        Tangents of the same shapes. Cost: one product with dA on either side, and those of
-        `numbers.outer`.
+        Tangents of the same shapes. Cost: one product with dA on either side, and that of
+        `core_tangents`.
+    """
+    products = product(dA, adjoint(result.Vh)), adjoint_product(dA, result.U)
+    return core_tangents(Dense(A), result, products, numbers)
+
+
+def core_tangents(A: Operator, result: CoreSVD, products: Pair, numbers: Numbers) -> CoreSVD:
+    """Return the tangents (dU, dC, dVh) of the core triplets, linear in dA.
+
+    dC = herm P,  dU = U K + X,  dV = -V K + Y,  C K + K C = skew P; see the module's derivation.
+
+    Args:
+        A: the matrix as an operator, differentiable.
+        result: U (m, k), C (k, k), Vh (k, n).
+        products: dA V (m, k) and dA^H U (n, k).
+        numbers: the constants of the solves, from `full_numbers` or `iterative_numbers`.
+
+    Returns:
+        Tangents of the same shapes. Cost: four products of m k^2 and those of ``numbers.outer``.
     """
     U, C, Vh = result
     (m, k), n = U.shape, Vh.shape[1]
     V = adjoint(Vh)
-    dAV, dAHU = product(dA, V), adjoint_product(dA, U)
+    dAV, dAHU = products
     P = adjoint_product(U, dAV)
 
     total = guarded_reciprocal(numbers.s[:, None] + numbers.s[None, :], numbers.zero)
-    K = _solve_linear(
+    K = solve_linear(
         lambda K: product(C, K) + product(K, C), skew(P), lambda b: b * total.astype(b.dtype)
     )
     dU, dV = product(U, K), -product(V, K)
@@ -124,24 +111,13 @@ def core_pushforward(A: jax.Array, result: CoreSVD, dA: jax.Array, numbers: Numb
     b_U = dAV - product(U, P)
     b_V = dAHU - product(V, adjoint(P))
     if k < min(m, n):
-
-        def matvec(XY):  # (m + n, k), X over Y: one array, as custom_linear_solve wants
-            X, Y = XY[:m], XY[m:]
-            AY = product(A, Y) - product(U, product(C, product(Vh, Y)))
-            AHX = adjoint_product(A, X) - product(V, product(C, adjoint_product(U, X)))
-            return jnp.concatenate([product(X, C) - AY, product(Y, C) - AHX])
-
-        XY = _solve_linear(
-            matvec,
-            jnp.concatenate([b_U, b_V]),
-            lambda b: jnp.concatenate(numbers.outer((b[:m], b[m:]))),
-        )
-        dU, dV = dU + XY[:m], dV + XY[m:]
+        X, Y = outside(A, U, V, lambda X: product(X, C), (b_U, b_V), numbers)
+        dU, dV = dU + X, dV + Y
     else:  # A_perp = 0, and the square factor has no outside
         s_inv = guarded_reciprocal(numbers.s, numbers.zero)[None, :]
 
         def divide(b):
-            return _solve_linear(
+            return solve_linear(
                 lambda X: product(X, C), b, lambda rhs: rhs * s_inv.astype(rhs.dtype)
             )
 

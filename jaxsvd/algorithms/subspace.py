@@ -1,0 +1,91 @@
+"""Subspace iteration with Rayleigh-Ritz at every step: two products, a certified residual.
+
+One step multiplies an orthonormal basis V of l columns by A, takes the SVD of the projected matrix,
+(U, S, V) with A V = U S, and multiplies U by A^H: Z = A^H U is both the certificate, the residual
+of triplet i being |Z_i - s_i V_i| while A v - s u vanishes, and, orthonormalized, the next basis.
+
+It is the step of `truncated_svd(method="subspace")`, of `track` and, with a fixed number of steps,
+of `randomized_svd`.
+
+References: Halko, Martinsson and Tropp (2011), SIAM Review 53, algorithms 4.4 and 5.1; Stewart
+(1976), Numer. Math. 25 (Rayleigh-Ritz acceleration).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from .._types import SVDResult
+from ..operators.base import Operator
+from .orthonormal import orthonormalize
+from .products import adjoint, adjoint_product, product
+
+
+class State(NamedTuple):
+    """A tracked subspace; a pytree that can be saved.
+
+    Attributes:
+        U: left vectors (m, l) of the last step.
+        S: singular values (l,) of the last step.
+        V: right vectors (n, l) of the last step.
+        next: orthonormal basis (n, l) for the next step.
+        residuals: |A^H u_i - s_i v_i| of the last step, (l,).
+        iteration: steps done.
+        key: for the random columns that fill up deficient blocks.
+    """
+
+    U: jax.Array
+    S: jax.Array
+    V: jax.Array
+    next: jax.Array
+    residuals: jax.Array
+    iteration: jax.Array
+    key: jax.Array
+
+
+def random_block(key: jax.Array, rows: int, columns: int, dtype) -> jax.Array:
+    """Return a Gaussian block with columns of norm about one."""
+    return jax.random.normal(key, (rows, columns), dtype) / rows**0.5
+
+
+def init(A: Operator, columns: int, key: jax.Array, start: jax.Array | None = None) -> State:
+    """Return the state before the first step, from right vectors (n, <= columns) if given."""
+    m, n = A.shape
+    block = random_block(jax.random.fold_in(key, 0), n, columns, A.dtype)
+    if start is not None:
+        block = block.at[:, : start.shape[1]].set(start.astype(A.dtype))
+    real = jnp.finfo(A.dtype).dtype
+    return State(
+        U=jnp.zeros((m, columns), A.dtype),
+        S=jnp.zeros((columns,), real),
+        V=jnp.zeros((n, columns), A.dtype),
+        next=orthonormalize(block),
+        residuals=jnp.full((columns,), jnp.inf, real),
+        iteration=jnp.zeros((), jnp.int32),
+        key=key,
+    )
+
+
+def step(A: Operator, state: State) -> State:
+    """Return the state after two products with A."""
+    m, n = A.shape
+    l = state.next.shape[1]
+    keys = jax.random.split(jax.random.fold_in(state.key, 1 + state.iteration))
+    AV = A.matmat(state.next)
+    largest = jnp.max(jnp.abs(AV))
+    scale = jnp.where(largest > 0, largest, 1)
+    size = scale.astype(A.dtype)
+    Q = orthonormalize(AV / size, fill=random_block(keys[0], m, l, A.dtype))
+    X, S, Yh = lax.linalg.svd(adjoint_product(Q, AV / size), full_matrices=False)
+    U, V = product(Q, X), product(state.next, adjoint(Yh))
+    Z = A.rmatmat(U) / size
+    residuals = jnp.linalg.norm(Z - V * S[None, :].astype(V.dtype), axis=0)
+    following = orthonormalize(Z, fill=random_block(keys[1], n, l, A.dtype))
+    return State(U, scale * S, V, following, scale * residuals, state.iteration + 1, state.key)
+
+
+def result(state: State, k: int) -> SVDResult:
+    """Return the k leading triplets of the last step."""
+    return SVDResult(state.U[:, :k], state.S[:k], adjoint(state.V[:, :k]))

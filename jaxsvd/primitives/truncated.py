@@ -1,0 +1,301 @@
+"""`truncated_svd`: the k leading triplets of anything that can be multiplied by a vector."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
+
+from .. import _checks, _tolerances
+from .._types import Info, SVDResult
+from ..algorithms import drive, krylov, subspace
+from ..algorithms.dense import Request
+from ..algorithms.products import adjoint
+from ..algorithms.router import solve
+from ..operators.adapters import as_operator
+from ..operators.base import Operator
+from ..operators.dense import Dense
+from ..rules.core import full_numbers
+from ..rules.phase import fix_phases
+from ..rules.truncated import Numbers, iterative_numbers, truncated_tangents
+from .batching import over_leading_axes
+
+METHODS = ("auto", "krylov", "subspace", "full")
+
+# Vectors beyond k that are kept to precondition the rule: they cost nothing in the forward pass.
+EXTRA = 16
+
+
+class Config(NamedTuple):
+    """The static part of a call.
+
+    Attributes:
+        k: triplets wanted.
+        method: "krylov", "subspace" or "full", decided.
+        tol: residual to reach, relative to s_1.
+        max_iterations: steps at most, or None.
+        strict: turn what did not converge into NaN.
+    """
+
+    k: int
+    method: str
+    tol: float
+    max_iterations: int | None
+    strict: bool
+
+
+class Run(NamedTuple):
+    """What the forward pass leaves: constants.
+
+    Attributes:
+        ritz: k + p approximate triplets, all of them for method "full".
+        residuals: of the k triplets, (k,).
+        iterations: steps done.
+        products: vectors multiplied by A or A^H.
+        converged: whether all residuals are within the tolerance.
+    """
+
+    ritz: SVDResult
+    residuals: jax.Array
+    iterations: jax.Array
+    products: jax.Array
+    converged: jax.Array
+
+
+def default_tol(dtype: DTypeLike) -> float:
+    """Return the default tolerance: 1e-5 in single precision, 1e-10 in double.
+
+    Set by the gradient, whose error is about tol s_1 / (s_k - s_{k+1}).
+    """
+    return 1e-5 if _tolerances.eps(dtype) > 1e-10 else 1e-10
+
+
+def reachable_tol(dtype: DTypeLike) -> float:
+    """Return the smallest tolerance that rounding lets a residual reach: 20 eps."""
+    return 20 * _tolerances.eps(dtype)
+
+
+def choose_method(method: str, shape: tuple[int, int], k: int, tol: float) -> str:
+    """Return the method for a matrix: the full SVD where the bases would fill the space."""
+    possible = krylov.choose(*shape, k, tol, None) is not None
+    if method == "subspace":
+        return "subspace" if k + EXTRA < min(shape) else "full"
+    if method == "full" or not possible:
+        return "full"
+    return "krylov"
+
+
+def forward(A: Operator, config: Config, start: jax.Array | None, seed: int) -> Run:
+    """Return the triplets of A by the algorithm of the config; nothing is differentiated."""
+    A = lax.stop_gradient(A)
+    k, (m, n) = config.k, A.shape
+    if config.method == "full":
+        ritz = solve(A.to_dense(), Request())
+        zeros = jnp.zeros((k,), ritz.S.dtype)
+        done = jnp.all(jnp.isfinite(ritz.S))
+        none = jnp.zeros((), jnp.int32)
+        return Run(ritz, zeros, none, none + min(m, n), done)
+    if config.method == "subspace":
+        columns = min(k + EXTRA, min(m, n))
+        limit = 500 if config.max_iterations is None else config.max_iterations
+        state = subspace.init(A, columns, jax.random.key(seed), start)
+
+        def running(state):
+            largest = jnp.max(state.residuals[:k])
+            open_ = ~(largest <= config.tol * state.S[0]) & ~jnp.isnan(largest)
+            return open_ & (state.iteration < limit)
+
+        state = drive.run(state, running, lambda state: subspace.step(A, state))
+        residuals = state.residuals[:k]
+        done = jnp.all(residuals <= config.tol * state.S[0])
+        ritz = subspace.result(state, columns)
+        return Run(ritz, residuals, state.iteration, 2 * columns * state.iteration, done)
+    sizes = krylov.choose(m, n, k, config.tol, config.max_iterations)
+    assert sizes is not None  # choose_method made sure
+    sizes = sizes._replace(seed=seed)
+    state = drive.run(
+        krylov.init(A, sizes, start),
+        lambda state: krylov.running(state, sizes),
+        lambda state: krylov.step(A, state, sizes),
+    )
+    U, S, Vh = krylov.finish(state, sizes, extra=sizes.keep - k)
+    nan = jnp.where(jnp.isfinite(state.scale), 1, jnp.nan)
+    ritz = SVDResult(U * nan.astype(U.dtype), S * nan, Vh * nan.astype(U.dtype))
+    products = sizes.block * (2 * state.iteration + 1)
+    residuals = state.scale * state.residuals
+    return Run(ritz, residuals, state.iteration, products, krylov.converged(state, sizes))
+
+
+def rule_numbers(A: Operator, ritz: SVDResult, config: Config) -> Numbers:
+    """Return the constants of the rule's solves: closed forms, or conjugate gradients."""
+    if config.method == "full":
+        return full_numbers(ritz, config.k)
+    eps = _tolerances.eps(A.dtype)
+    return iterative_numbers(
+        A,
+        ritz,
+        config.k,
+        tol=max(config.tol / 10, 4 * eps),
+        max_iterations=500,
+        strict=config.strict,
+    )
+
+
+def tangent_products(A: Operator, dA: Operator, U: jax.Array, V: jax.Array):
+    """Return dA V and dA^H U, linear in the tangent of the operator's leaves."""
+    _, dAV = jax.jvp(lambda A: A.matmat(V), (A,), (dA,))
+    _, dAHU = jax.jvp(lambda A: A.rmatmat(U), (A,), (dA,))
+    return dAV, dAHU
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def truncated_triplets(A: Operator, ritz: SVDResult, config: Config) -> SVDResult:
+    """Return the k leading of the triplets ``ritz`` as a function of A."""
+    del A
+    U, S, Vh = ritz
+    k = config.k
+    return SVDResult(U[:, :k], S[:k], Vh[:k])
+
+
+@truncated_triplets.defjvp
+def _truncated_triplets_jvp(config, primals, tangents):
+    A, ritz = primals
+    # The factors come from `truncated_triplets` itself and carry this rule to the next order.
+    result = truncated_triplets(A, ritz, config)
+    products = tangent_products(A, tangents[0], result.U, adjoint(result.Vh))
+    return result, truncated_tangents(A, result, products, rule_numbers(A, ritz, config))
+
+
+def information(A: Operator, run: Run, result: SVDResult, config: Config) -> Info:
+    """Return what is known of a result; nothing here is differentiated."""
+    k, S = config.k, run.ritz.S
+    beyond = S[k] if S.shape[0] > k else jnp.zeros((), S.dtype)
+    gap = S[k - 1] - beyond
+    residual = jnp.max(run.residuals)
+    limits = jnp.finfo(S.dtype)
+    rounding = limits.eps * S[0]
+    return Info(
+        residuals=run.residuals,
+        error=beyond,
+        rank=jnp.sum(result.S > _tolerances.rank_tol(S.dtype, *A.shape) * S[0]),
+        gap=gap,
+        gradient_error=(residual + rounding) / jnp.maximum(gap, limits.tiny),
+        iterations=run.iterations,
+        products=run.products,
+        converged=run.converged,
+    )
+
+
+def _truncated(
+    A: Operator, config: Config, start: jax.Array | None, seed: int
+) -> tuple[SVDResult, Info]:
+    run = forward(A, config, start, seed)
+    result = truncated_triplets(A, lax.stop_gradient(run.ritz), config)
+    result = fix_phases(result)
+    if config.strict:
+        mark = jnp.where(run.converged, 1, jnp.nan).astype(result.S.dtype)
+        result = SVDResult(*(x * mark.astype(x.dtype) for x in result))
+    return result, lax.stop_gradient(information(A, run, result, config))
+
+
+@functools.partial(jax.jit, static_argnames=("config", "seed", "dtype"))
+def _truncated_svd(a: Any, config: Config, start: Any, seed: int, dtype: DTypeLike):
+    if isinstance(a, Operator):
+        result, info = _truncated(a, config, start, seed)
+    else:
+        result, info = over_leading_axes(
+            lambda a: _truncated(Dense(a), config, start, seed), _checks.working(a)
+        )
+    return jax.tree.map(lambda x: _checks.restore(x, dtype), result), info
+
+
+def truncated_svd(
+    a: Any,
+    k: int,
+    *,
+    method: str = "auto",
+    tol: float | None = None,
+    max_iterations: int | None = None,
+    key: int | None = None,
+    start: SVDResult | None = None,
+    strict: bool = False,
+    return_info: bool = False,
+) -> SVDResult | tuple[SVDResult, Info]:
+    """Return the k leading singular triplets of a matrix or operator, to a promised residual.
+
+        max_i max(|A v_i - s_i u_i|, |A^H u_i - s_i v_i|) <= tol s_1
+
+    The derivative is that of the exact triplets, from products with A alone (`rules.truncated`): in
+    either mode, to any order, for an array, the values of a sparse matrix, or the parameters of an
+    operator. Its error is about residual / (s_k - s_{k+1}), in ``Info.gradient_error``; at a tie
+    across the cut there is no derivative.
+
+    Cost: a few times k products with A for block Krylov, O((m + n) k) memory; the gradient about as
+    many products as the forward pass.
+
+    Args:
+        a: array (..., m, n), BCOO or BCSR matrix, or operator (see `operators.as_operator`).
+        k: static number of triplets, 1 <= k <= min(m, n).
+        method: "auto", "krylov", "subspace" or "full". A k close to min(m, n) uses the full SVD.
+        tol: residual to reach, relative to s_1; default 1e-5 (float32), 1e-10 (float64).
+        max_iterations: steps at most; default many.
+        key: static int that seeds the start block; default a fixed one.
+        start: an earlier result (SVDResult) of a matrix nearby, to start from.
+        strict: give NaN where the forward pass or a solve of the derivative did not converge.
+        return_info: return (SVDResult, Info).
+
+    Returns:
+        SVDResult(U, S, Vh) of shapes (..., m, k), (..., k), (..., k, n), phases fixed as in `svd`.
+
+    Raises:
+        TypeError: ``a`` is not a matrix in any form; a static argument is not static.
+        ValueError: k out of range; a tolerance that the dtype cannot reach; unknown method.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxsvd
+        >>> A = jax.random.normal(jax.random.key(0), (300, 200))
+        >>> U, S, Vh = jaxsvd.truncated_svd(A, 3)
+        >>> bool(jnp.allclose(S, jnp.linalg.svd(A, compute_uv=False)[:3], rtol=1e-4))
+        True
+
+    References:
+        Golub, Luk and Overton (1981); Baglama and Reichel (2005); `jaxsvd.rules.truncated`.
+    """
+    name = "truncated_svd"
+    if isinstance(a, Operator) or not hasattr(a, "ndim") or not hasattr(a, "at"):
+        a = as_operator(a, name=name)
+        if isinstance(a, Dense):
+            a = a.a
+    shape = a.shape[-2:]
+    if not isinstance(a, Operator):
+        a = _checks.matrix(name, a)
+    k = _checks.static_int(name, "k", k, 1, min(shape))
+    _checks.choice(name, "method", method, METHODS)
+    dtype = a.dtype
+    work = jnp.promote_types(dtype, jnp.float32) if dtype.itemsize < 4 else dtype
+    tol = _checks.tolerance(name, "tol", tol)
+    tol = default_tol(work) if tol is None else tol
+    if tol < reachable_tol(work):
+        raise ValueError(
+            f"{name}: `tol` must be at least {reachable_tol(work):.1e}, the least that {work} can "
+            f"reach, got {tol}"
+        )
+    if max_iterations is not None:
+        max_iterations = _checks.static_int(name, "max_iterations", max_iterations, 1, 10**9)
+    seed = 0 if key is None else _checks.static_int(name, "key", key, 0, 2**31 - 1)
+    V = None
+    if start is not None:
+        V = adjoint(_checks.matrix(name, start[2], "start"))
+        if V.ndim != 2 or V.shape[0] != shape[1]:
+            raise ValueError(f"{name}: `start` must be a triplet of n = {shape[1]} columns")
+    config = Config(
+        k,
+        choose_method(method, shape, k, tol),
+        tol,
+        max_iterations,
+        _checks.flag(name, "strict", strict),
+    )
+    result, info = _truncated_svd(a, config, V, seed, jnp.dtype(dtype))
+    return (result, info) if _checks.flag(name, "return_info", return_info) else result
