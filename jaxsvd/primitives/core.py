@@ -10,49 +10,80 @@ from jax.typing import DTypeLike
 
 from .. import _checks
 from .._types import CoreSVD, SVDResult
-from ..algorithms.products import product
-from ..rules.core import core_pushforward, full_numbers
+from ..algorithms.products import adjoint, product
+from ..operators.base import Operator
+from ..operators.dense import Dense
+from ..rules.core import core_tangents
 from ..rules.phase import fix_phases
 from .batching import over_leading_axes, power_of_two_scale
-from .svd import numbers
-
-METHODS = ("auto", "full")
+from .truncated import Config, arguments, forward, rule_numbers, tangent_products
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def core_triplets(a: jax.Array, W: SVDResult, k: int) -> CoreSVD:
-    """Return (U, C, Vh) of the k leading triplets of W, the SVD of a, as a function of a."""
-    del a
-    U, S, Vh = W
+def core_triplets(A: Operator, ritz: SVDResult, config: Config) -> CoreSVD:
+    """Return (U, C, Vh) of the k leading of the triplets ``ritz`` as a function of A."""
+    del A
+    U, S, Vh = ritz
+    k = config.k
     return CoreSVD(U[:, :k], jnp.diag(S[:k]).astype(U.dtype), Vh[:k])
 
 
 @core_triplets.defjvp
-def _core_triplets_jvp(k, primals, tangents):
-    a, W = primals
+def _core_triplets_jvp(config, primals, tangents):
+    A, ritz = primals
     # U, C, V come from `core_triplets` itself, so that they carry this rule to the next order.
-    result = core_triplets(a, W, k)
-    return result, core_pushforward(a, result, tangents[0], full_numbers(W, k))
+    result = core_triplets(A, ritz, config)
+    products = tangent_products(A, tangents[0], result.U, adjoint(result.Vh))
+    return result, core_tangents(A, result, products, rule_numbers(A, ritz, config))
 
 
-def _core_of_matrix(a: jax.Array, k: int) -> CoreSVD:
-    if min(a.shape) == 0:
-        empty = numbers(a)
-        return CoreSVD(empty.U, jnp.zeros((0, 0), a.dtype), empty.Vh)
-    scale = power_of_two_scale(a)
-    a = a / scale.astype(a.dtype)
+def _core_of_operator(A: Operator, config: Config, start, seed: int) -> CoreSVD:
+    run = forward(A, config, start, seed)
     # The phases are constants here: no loss within the contract depends on them.
-    U, C, Vh = core_triplets(a, fix_phases(lax.stop_gradient(numbers(a))), k)
-    return CoreSVD(U, scale.astype(C.dtype) * C, Vh)
+    ritz = fix_phases(lax.stop_gradient(run.ritz))
+    result = core_triplets(A, ritz, config)
+    if config.strict:
+        mark = jnp.where(run.converged, 1, jnp.nan).astype(run.residuals.dtype)
+        result = CoreSVD(*(x * mark.astype(x.dtype) for x in result))
+    return result
 
 
-@functools.partial(jax.jit, static_argnames=("k", "dtype"))
-def _core_svd(a: jax.Array, k: int, dtype: DTypeLike) -> CoreSVD:
-    result = over_leading_axes(lambda x: _core_of_matrix(x, k), _checks.working(a))
+def _core_of_matrix(a: jax.Array, config: Config, start, seed: int) -> CoreSVD:
+    if min(a.shape) == 0:
+        rows, columns = a.shape
+        shapes = (rows, 0), (0, 0), (0, columns)
+        return CoreSVD(*(jnp.zeros(shape, a.dtype) for shape in shapes))
+    scale = power_of_two_scale(a).astype(a.dtype)
+    U, C, Vh = _core_of_operator(Dense(a / scale), config, start, seed)
+    return CoreSVD(U, scale * C, Vh)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "seed", "dtype", "multiply"))
+def _core(a: Any, config: Config, start, seed: int, dtype: DTypeLike, multiply: bool) -> Any:
+    def finish(result: CoreSVD):
+        U, C, Vh = result
+        return product(product(U, C), Vh) if multiply else result
+
+    if isinstance(a, Operator):
+        result = finish(_core_of_operator(a, config, start, seed))
+    else:
+        result = over_leading_axes(
+            lambda a: finish(_core_of_matrix(a, config, start, seed)), _checks.working(a)
+        )
     return jax.tree.map(lambda x: _checks.restore(x, dtype), result)
 
 
-def core_svd(a: Any, k: int | None = None, *, method: str = "auto") -> CoreSVD:
+def core_svd(
+    a: Any,
+    k: int | None = None,
+    *,
+    method: str = "auto",
+    tol: float | None = None,
+    max_iterations: int | None = None,
+    key: int | None = None,
+    start: SVDResult | None = None,
+    strict: bool = False,
+) -> CoreSVD:
     """Return A_k = U C Vh, the truncated SVD whose derivative has no gap inside the block.
 
     C = diag(S) in value, while its tangent is the full Hermitian herm(U^H dA V), so that nothing is
@@ -69,12 +100,18 @@ def core_svd(a: Any, k: int | None = None, *, method: str = "auto") -> CoreSVD:
     sum(f(diag C)) has the right gradient and a wrong Hessian: write trace(core_map(f, C)). Factors
     vary in phase from point to point within this contract, and no loss of it can tell.
 
-    Cost: one SVD; a derivative adds about six products of m n k. Memory O((m + n) min(m, n)).
+    Cost: that of `truncated_svd`; a small matrix goes through its full SVD.
 
     Args:
-        a: array (..., m, n), dtypes as in `svd`.
+        a: array (..., m, n), dtypes as in `svd`; a sparse matrix or operator as in
+            `truncated_svd`.
         k: static number of triplets, 1 <= k <= min(m, n); default min(m, n).
-        method: "auto" or "full" (from the full SVD).
+        method: as in `truncated_svd`, like the four that follow.
+        tol: residual to reach, relative to s_1.
+        max_iterations: steps at most.
+        key: static int that seeds the start block.
+        start: an earlier result to start from.
+        strict: NaN where something did not converge.
 
     Returns:
         CoreSVD(U, C, Vh) of shapes (..., m, k), (..., k, k), (..., k, n).
@@ -99,12 +136,8 @@ def core_svd(a: Any, k: int | None = None, *, method: str = "auto") -> CoreSVD:
     References:
         The derivation in `jaxsvd.rules.core`; Bhatia, Jain and Lim (2019), section 3.
     """
-    name = "core_svd"
-    a = _checks.matrix(name, a)
-    smallest = min(a.shape[-2:])
-    k = smallest if k is None else _checks.static_int(name, "k", k, 1, smallest)
-    _checks.choice(name, "method", method, METHODS)
-    return _core_svd(a, k, a.dtype)
+    given = arguments("core_svd", a, k, method, tol, max_iterations, key, start, strict)
+    return _core(*given, multiply=False)
 
 
 def low_rank(a: Any, k: int) -> jax.Array:
@@ -138,18 +171,6 @@ def low_rank(a: Any, k: int) -> jax.Array:
     References:
         Eckart and Young (1936); Mirsky (1960).
     """
-    name = "low_rank"
-    a = _checks.matrix(name, a)
-    k = _checks.static_int(name, "k", k, 1, min(a.shape[-2:]))
-    if k == min(a.shape[-2:]):
-        return a
-    return _low_rank(a, k, a.dtype)
-
-
-@functools.partial(jax.jit, static_argnames=("k", "dtype"))
-def _low_rank(a: jax.Array, k: int, dtype: DTypeLike) -> jax.Array:
-    def of_matrix(a):
-        U, C, Vh = _core_of_matrix(a, k)
-        return product(product(U, C), Vh)
-
-    return _checks.restore(over_leading_axes(of_matrix, _checks.working(a)), dtype)
+    a = _checks.matrix("low_rank", a)
+    given = arguments("low_rank", a, k)
+    return a if k == min(a.shape[-2:]) else _core(*given, multiply=True)

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 
@@ -23,6 +24,9 @@ from ..rules.truncated import Numbers, iterative_numbers, truncated_tangents
 from .batching import over_leading_axes
 
 METHODS = ("auto", "krylov", "subspace", "full")
+
+# Shorter side up to which the full SVD serves top-k requests as well.
+FULL_UP_TO = 256
 
 # Vectors beyond k that are kept to precondition the rule: they cost nothing in the forward pass.
 EXTRA = 16
@@ -82,7 +86,7 @@ def choose_method(method: str, shape: tuple[int, int], k: int, tol: float) -> st
     possible = krylov.choose(*shape, k, tol, None) is not None
     if method == "subspace":
         return "subspace" if k + EXTRA < min(shape) else "full"
-    if method == "full" or not possible:
+    if method == "full" or not possible or (method == "auto" and min(shape) <= FULL_UP_TO):
         return "full"
     return "krylov"
 
@@ -211,6 +215,55 @@ def _truncated_svd(a: Any, config: Config, start: Any, seed: int, dtype: DTypeLi
     return jax.tree.map(lambda x: _checks.restore(x, dtype), result), info
 
 
+def arguments(
+    name: str,
+    a: Any,
+    k: int | None,
+    method: str = "auto",
+    tol: float | None = None,
+    max_iterations: int | None = None,
+    key: int | None = None,
+    start: Any = None,
+    strict: bool = False,
+) -> tuple[Any, Config, jax.Array | None, int, Any]:
+    """Return (matrix or operator, config, start block, seed, dtype) from checked arguments."""
+    if not isinstance(a, (jax.Array, np.ndarray)):
+        a = as_operator(a, name=name)
+        a = a.a if isinstance(a, Dense) else a
+    a = a if isinstance(a, Operator) else _checks.matrix(name, a)
+    shape = a.shape[-2:]
+    smallest = min(shape)
+    k = smallest if k is None else _checks.static_int(name, "k", k, 1, smallest)
+    _checks.choice(name, "method", method, METHODS)
+    work = jnp.dtype(a.dtype if a.dtype.itemsize >= 4 else jnp.float32)
+    tol = _checks.tolerance(name, "tol", tol)
+    tol = default_tol(work) if tol is None else tol
+    if tol < reachable_tol(work):
+        raise ValueError(
+            f"{name}: `tol` must be at least {reachable_tol(work):.1e}, the least that {work} can "
+            f"reach, got {tol}"
+        )
+    if max_iterations is not None:
+        max_iterations = _checks.static_int(name, "max_iterations", max_iterations, 1, 10**9)
+    seed = 0 if key is None else _checks.static_int(name, "key", key, 0, 2**31 - 1)
+    block = None
+    if start is not None:
+        if not isinstance(start, tuple) or len(start) != 3:
+            raise TypeError(
+                f"{name}: `start` must be an earlier SVDResult, got {_checks.describe(start)}"
+            )
+        block = adjoint(_checks.matrix(name, start[2], "start"))
+        if block.ndim != 2 or block.shape[0] != shape[1]:
+            raise ValueError(
+                f"{name}: `start` must hold right vectors of length {shape[1]}, got Vh of shape "
+                f"{start[2].shape}"
+            )
+    method = choose_method(method, shape, k, tol)
+    strict = _checks.flag(name, "strict", strict)
+    config = Config(k, method, tol, max_iterations, strict)
+    return a, config, block, seed, jnp.dtype(a.dtype)
+
+
 def truncated_svd(
     a: Any,
     k: int,
@@ -263,39 +316,7 @@ def truncated_svd(
     References:
         Golub, Luk and Overton (1981); Baglama and Reichel (2005); `jaxsvd.rules.truncated`.
     """
-    name = "truncated_svd"
-    if isinstance(a, Operator) or not hasattr(a, "ndim") or not hasattr(a, "at"):
-        a = as_operator(a, name=name)
-        if isinstance(a, Dense):
-            a = a.a
-    shape = a.shape[-2:]
-    if not isinstance(a, Operator):
-        a = _checks.matrix(name, a)
-    k = _checks.static_int(name, "k", k, 1, min(shape))
-    _checks.choice(name, "method", method, METHODS)
-    dtype = a.dtype
-    work = jnp.promote_types(dtype, jnp.float32) if dtype.itemsize < 4 else dtype
-    tol = _checks.tolerance(name, "tol", tol)
-    tol = default_tol(work) if tol is None else tol
-    if tol < reachable_tol(work):
-        raise ValueError(
-            f"{name}: `tol` must be at least {reachable_tol(work):.1e}, the least that {work} can "
-            f"reach, got {tol}"
-        )
-    if max_iterations is not None:
-        max_iterations = _checks.static_int(name, "max_iterations", max_iterations, 1, 10**9)
-    seed = 0 if key is None else _checks.static_int(name, "key", key, 0, 2**31 - 1)
-    V = None
-    if start is not None:
-        V = adjoint(_checks.matrix(name, start[2], "start"))
-        if V.ndim != 2 or V.shape[0] != shape[1]:
-            raise ValueError(f"{name}: `start` must be a triplet of n = {shape[1]} columns")
-    config = Config(
-        k,
-        choose_method(method, shape, k, tol),
-        tol,
-        max_iterations,
-        _checks.flag(name, "strict", strict),
-    )
-    result, info = _truncated_svd(a, config, V, seed, jnp.dtype(dtype))
-    return (result, info) if _checks.flag(name, "return_info", return_info) else result
+    return_info = _checks.flag("truncated_svd", "return_info", return_info)
+    given = arguments("truncated_svd", a, k, method, tol, max_iterations, key, start, strict)
+    result, info = _truncated_svd(*given)
+    return (result, info) if return_info else result
