@@ -2,6 +2,7 @@
 
 from . import operators as operators
 from . import rules as rules
+from . import track as track
 from ._types import CoreSVD as CoreSVD
 from ._types import Info as Info
 from ._types import SVDResult as SVDResult
@@ -12,6 +13,8 @@ from .primitives.core import low_rank as low_rank
 from .primitives.gauge import GaugeError as GaugeError
 from .primitives.gauge import GaugeWarning as GaugeWarning
 from .primitives.gauge import gauge_check as gauge_check
+from .primitives.randomized import randomized_svd as randomized_svd
+from .primitives.randomized import residuals as residuals
 from .primitives.spectral import core_map as core_map
 from .primitives.spectral import spectral_map as spectral_map
 from .primitives.spectral import spectral_sum as spectral_sum
@@ -34,10 +37,13 @@ __all__ = [
     "gauge_check",
     "low_rank",
     "operators",
+    "randomized_svd",
+    "residuals",
     "rules",
     "spectral_map",
     "spectral_sum",
     "svd",
     "svdvals",
+    "track",
     "truncated_svd",
 ]

@@ -233,7 +233,7 @@ def arguments(
     a = a if isinstance(a, Operator) else _checks.matrix(name, a)
     shape = a.shape[-2:]
     smallest = min(shape)
-    k = smallest if k is None else _checks.static_int(name, "k", k, 1, smallest)
+    wanted = smallest if k is None else _checks.static_int(name, "k", k, 1, smallest)
     _checks.choice(name, "method", method, METHODS)
     work = jnp.dtype(a.dtype if a.dtype.itemsize >= 4 else jnp.float32)
     tol = _checks.tolerance(name, "tol", tol)
@@ -258,9 +258,9 @@ def arguments(
                 f"{name}: `start` must hold right vectors of length {shape[1]}, got Vh of shape "
                 f"{start[2].shape}"
             )
-    method = choose_method(method, shape, k, tol)
+    method = choose_method(method, shape, wanted, tol)
     strict = _checks.flag(name, "strict", strict)
-    config = Config(k, method, tol, max_iterations, strict)
+    config = Config(wanted, method, tol, max_iterations, strict)
     return a, config, block, seed, jnp.dtype(a.dtype)
 
 
