@@ -25,7 +25,7 @@ def describe(x: Any) -> str:
 def array(name: str, a: Any, argument: str = "a") -> jax.Array:
     """Return ``a`` as a JAX array, or raise: lists, strings and None are not arrays.
 
-    Integers and booleans are promoted to the default floating dtype, as jnp.linalg does.
+    Integers and booleans are promoted to floating point as jnp does.
     """
     if not isinstance(a, (jax.Array, np.ndarray, np.generic)):
         raise TypeError(f"{name}: `{argument}` must be an array, got {describe(a)}")
@@ -34,7 +34,7 @@ def array(name: str, a: Any, argument: str = "a") -> jax.Array:
     a = jnp.asarray(a)
     if jnp.issubdtype(a.dtype, jnp.inexact):
         return a
-    return a.astype(jnp.result_type(float))
+    return a.astype(jax.eval_shape(jnp.sqrt, a).dtype)
 
 
 def matrix(name: str, a: Any, argument: str = "a") -> jax.Array:

@@ -2,6 +2,8 @@
 
 from .adapters import Host as Host
 from .adapters import as_operator as as_operator
+from .adapters import check_adjoint as check_adjoint
+from .adapters import check_linear as check_linear
 from .base import Operator as Operator
 from .base import Product as Product
 from .base import Scaled as Scaled
@@ -9,6 +11,7 @@ from .base import Sum as Sum
 from .base import Transpose as Transpose
 from .compose import Centered as Centered
 from .compose import LowRank as LowRank
+from .convolution import Convolution as Convolution
 from .dense import Dense as Dense
 from .function import Function as Function
 from .function import Jacobian as Jacobian
