@@ -1,4 +1,4 @@
-"""Operators of other libraries, recognised by what they can do; `as_operator`; checks on request."""
+"""Operators of other libraries, recognised by what they can do; checks on request."""
 
 from collections.abc import Callable
 from typing import Any

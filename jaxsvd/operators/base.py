@@ -150,7 +150,10 @@ class Operator:
 
     def __radd__(self, other: Any) -> "Operator":
         """Return A for 0 + A, with which `sum` begins."""
-        return self if isinstance(other, int) and other == 0 else Sum(other, self)
+        if isinstance(other, int) and other == 0:
+            return self
+        require("Sum", other)
+        return Sum(other, self)
 
     def __sub__(self, other: Any) -> "Operator":
         """Return A - B."""
@@ -158,7 +161,8 @@ class Operator:
         return Sum(self, -other)
 
     def __rsub__(self, other: Any) -> "Operator":
-        """Raise: B - A for a B that is no operator."""
+        """Raise, since B is no operator in B - A."""
+        require("Sum", other)
         return Sum(other, -self)
 
     def __neg__(self) -> "Operator":
@@ -173,7 +177,7 @@ class Operator:
             wide = promote(self.dtype, jnp.complex64)
             dtype = wide if jnp.iscomplexobj(scalar) else real_dtype(self.dtype)
             scalar = jnp.asarray(scalar, dtype)
-        return Scaled(self, scalar)
+        return Scaled(self, scalar)  # type: ignore[arg-type]
 
     __rmul__ = __mul__
 

@@ -78,7 +78,7 @@ class Sparse(Operator):
     data: jax.Array
     rows: jax.Array
     columns: jax.Array
-    size: tuple[int, int] = static()
+    size: tuple[int, ...] = static()
     by_row: Order | None = None
     by_column: Order | None = None
 
@@ -280,7 +280,7 @@ def _product(data, target, source, X, size):
 def with_transpose(
     forward: Callable, transpose: Callable, X: jax.Array, rows: int, rule: Callable | None = None
 ) -> jax.Array:
-    """Return forward(X), with given derivatives where JAX could not find them, or only slow ones.
+    """Return forward(X), with the derivatives of a linear map whose transpose is known.
 
     Y = F(X) is written as the solution (X, Y) of [I 0; -F I] (X, Y) = (X, 0), whose inverse is
     [I 0; F I]: `custom_linear_solve` then takes ``forward`` for products and tangents of X and
@@ -294,7 +294,6 @@ def with_transpose(
         rule: the same map in operations that JAX differentiates, used only for tangents of what
             it closes over; None if it closes over nothing that has any.
     """
-
     n, l = X.shape
 
     def matvec(z):

@@ -1,7 +1,7 @@
 """`svd` and `svdvals`: jnp.linalg.svd's signature, with derivatives that stay finite and right."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -92,6 +92,51 @@ def _svd(a: jax.Array, options: Options, dtype: DTypeLike) -> SVDResult | jax.Ar
     return jax.tree.map(lambda x: _checks.restore(x, dtype), result)
 
 
+@overload
+def svd(
+    a: Any,
+    full_matrices: bool = True,
+    compute_uv: Literal[True] = True,
+    hermitian: bool = False,
+    subset_by_index: tuple[int, int] | None = None,
+    *,
+    method: str = "auto",
+    degeneracy_tol: float | None = None,
+    fix_signs: bool = True,
+    result_dtype: DTypeLike | None = None,
+) -> SVDResult: ...
+
+
+@overload
+def svd(
+    a: Any,
+    full_matrices: bool = True,
+    *,
+    compute_uv: Literal[False],
+    hermitian: bool = False,
+    subset_by_index: tuple[int, int] | None = None,
+    method: str = "auto",
+    degeneracy_tol: float | None = None,
+    fix_signs: bool = True,
+    result_dtype: DTypeLike | None = None,
+) -> jax.Array: ...
+
+
+@overload
+def svd(
+    a: Any,
+    full_matrices: bool = True,
+    compute_uv: bool = True,
+    hermitian: bool = False,
+    subset_by_index: tuple[int, int] | None = None,
+    *,
+    method: str = "auto",
+    degeneracy_tol: float | None = None,
+    fix_signs: bool = True,
+    result_dtype: DTypeLike | None = None,
+) -> SVDResult | jax.Array: ...
+
+
 def svd(
     a: Any,
     full_matrices: bool = True,
@@ -116,9 +161,11 @@ def svd(
 
     with the term in D dropped at ties and those in 1/s at zeros, so nothing is NaN. That is exact
     for losses of distinct singular values, whatever they depend on, and at ties for losses that do
-    not distinguish the tied vectors (projectors, subspaces). A loss of U f(S) Vh at a tie needs
-    `spectral_map`, a sum over f(S) to second order `spectral_sum`, products of whole blocks
-    `core_svd`; `diagnose` tells which.
+    not distinguish the tied vectors (projectors, subspaces). Near a tie the quotient costs digits:
+    about eps s_1 / gap relative, at worst eps^(1/4) just above ``degeneracy_tol``. There, and for a
+    loss of U f(S) Vh at a tie, take `spectral_map`; for a sum over f(S) to second order
+    `spectral_sum`; for subspaces and whole blocks `core_svd`, which divides by no gap inside the
+    block. `diagnose` tells which.
 
     Cost: one SVD by LAPACK or the device's own library, about 20 m n min(m, n) flops; a derivative
     adds four products of that size. Memory O((m + n) min(m, n)); nothing of size m x m unless
