@@ -8,6 +8,7 @@ from ._types import Info as Info
 from ._types import SVDResult as SVDResult
 from .diagnosis import Diagnosis as Diagnosis
 from .diagnosis import diagnose as diagnose
+from .primitives.adaptive import adaptive_svd as adaptive_svd
 from .primitives.core import core_svd as core_svd
 from .primitives.core import low_rank as low_rank
 from .primitives.gauge import GaugeError as GaugeError
@@ -31,6 +32,7 @@ __all__ = [
     "GaugeWarning",
     "Info",
     "SVDResult",
+    "adaptive_svd",
     "core_map",
     "core_svd",
     "diagnose",

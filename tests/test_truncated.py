@@ -311,6 +311,42 @@ def test_not_finite_in_nan_out(value):
         assert not bool(info.converged)
 
 
+@pytest.mark.parametrize("tol", [1e-1, 1e-2, 1e-5])
+@pytest.mark.parametrize("name", ["exponential", "sigmoid"])
+def test_adaptive_svd_finds_the_smallest_rank(name, tol):
+    s = {"exponential": SPECTRA["exponential"], "sigmoid": 1e-8 + 1 / (1 + np.exp(I - 30.0))}[name]
+    A = jnp.asarray(with_spectrum(s))
+    tails = np.sqrt(np.cumsum((s**2)[::-1])[::-1] / np.sum(s**2))
+    for seed in range(3):
+        result, info = jaxsvd.adaptive_svd(
+            jax.random.key(seed), A, tol, max_rank=100, return_info=True
+        )
+        U, S, Vh = (np.asarray(x) for x in result)
+        assert np.linalg.norm(A - U * S @ Vh) <= tol * np.linalg.norm(s)
+        assert bool(info.converged)
+        assert abs(int(info.rank) - np.argmax(tails <= tol)) <= 1
+        assert np.count_nonzero(S) == int(info.rank)
+
+
+def test_adaptive_svd_gradient_is_that_of_its_rank():
+    A = jnp.asarray(with_spectrum(SPECTRA["exponential"]))
+    key = jax.random.key(0)
+
+    def reconstruction(triplets):
+        U, S, Vh = triplets
+        return jnp.sum((U * S[None, :] @ Vh) * jnp.asarray(G))
+
+    _, info = jaxsvd.adaptive_svd(key, A, 0.05, max_rank=60, return_info=True)
+    rank = int(info.rank)
+    ours = jax.grad(lambda A: reconstruction(jaxsvd.adaptive_svd(key, A, 0.05, max_rank=60)))(A)
+
+    def exact(A):
+        U, S, Vh = jaxsvd.svd(A, full_matrices=False)
+        return reconstruction((U[:, :rank], S[:rank], Vh[:rank]))
+
+    assert relative(ours, jax.grad(exact)(A)) < max(10 * float(info.gradient_error), 1e-4)
+
+
 def test_track_follows_a_changing_matrix():
     A = jnp.asarray(with_spectrum(SPECTRA["exponential"]))
     drift = 1e-5 * jnp.asarray(E[0]) / np.sqrt(M)
@@ -352,6 +388,14 @@ def test_no_retrace_when_only_data_changes():
         (lambda A: jaxsvd.truncated_svd(A, 1, start=3), "`start` must be an earlier SVDResult"),
         (lambda A: jaxsvd.randomized_svd(0, A, 1), "`key` must come from jax.random.key, got int"),
         (lambda A: jaxsvd.randomized_svd(jax.random.key(0), A, 9), "`k` must satisfy"),
+        (
+            lambda A: jaxsvd.adaptive_svd(jax.random.key(0), A, 1e-9, max_rank=2),
+            "`tol` must be at least .* can tell from rounding",
+        ),
+        (
+            lambda A: jaxsvd.adaptive_svd(jax.random.key(0), A, 0.1, max_rank=5),
+            "`max_rank` must satisfy 1 <= max_rank <= 4, got 5",
+        ),
         (lambda A: jaxsvd.residuals(A, jaxsvd.svd(A.T)), "`result` must have shapes"),
         (lambda A: jaxsvd.track.init(A[None], 1), "`a` must be one matrix"),
         (lambda A: jax.jit(jaxsvd.truncated_svd)(A, 2), "`k` must be a Python int known at trace"),

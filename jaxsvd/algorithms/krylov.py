@@ -32,7 +32,6 @@ class Config(NamedTuple):
         keep: triplets kept at a restart, a multiple of b.
         tol: residuals of all k triplets to reach, relative to s_1.
         max_iterations: steps of one block, in all.
-        seed: of the start block where none is given.
     """
 
     k: int
@@ -41,7 +40,6 @@ class Config(NamedTuple):
     keep: int
     tol: float
     max_iterations: int
-    seed: int = 0
 
 
 class State(NamedTuple):
@@ -101,10 +99,9 @@ def _random(key: jax.Array, rows: int, columns: int, dtype) -> jax.Array:
     return jax.random.normal(key, (rows, columns), dtype) / rows**0.5
 
 
-def init(A: Operator, config: Config, start: jax.Array | None = None) -> State:
+def init(A: Operator, config: Config, key: jax.Array, start: jax.Array | None = None) -> State:
     """Return the state before the first step, from a start block (n, >= 0 columns) if given."""
     (m, n), b, L = A.shape, config.block, config.basis
-    key = jax.random.key(config.seed)
     first = _random(jax.random.fold_in(key, 0), n, b, A.dtype)
     if start is not None:  # all start vectors take part in the block, by random combination
         mix = _random(jax.random.fold_in(key, 1), start.shape[1], b, A.dtype)

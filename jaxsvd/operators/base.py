@@ -153,7 +153,7 @@ class Operator:
         if isinstance(other, int) and other == 0:
             return self
         require("Sum", other)
-        return Sum(other, self)
+        return Sum(other, self)  # type: ignore[arg-type]
 
     def __sub__(self, other: Any) -> "Operator":
         """Return A - B."""

@@ -16,7 +16,15 @@ from ..operators.base import Operator
 from ..operators.dense import Dense
 from ..rules.phase import fix_phases
 from .batching import over_leading_axes
-from .truncated import Config, Run, arguments, default_tol, information, truncated_triplets
+from .truncated import (
+    Config,
+    Run,
+    arguments,
+    check_key,
+    default_tol,
+    information,
+    truncated_triplets,
+)
 
 
 def residual_norms(A: Operator, result: SVDResult) -> jax.Array:
@@ -108,10 +116,7 @@ def randomized_svd(
         Halko, Martinsson and Tropp (2011), SIAM Review 53, algorithms 4.3 and 5.1.
     """
     name = "randomized_svd"
-    if not isinstance(key, jax.Array) or not (
-        jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.shape == (2,)
-    ):
-        raise TypeError(f"{name}: `key` must come from jax.random.key, got {_checks.describe(key)}")
+    key = check_key(name, key)
     a, config, _, _, dtype = arguments(name, a, k, "krylov")
     config = config._replace(method="sketch", tol=default_tol(dtype))
     oversampling = _checks.static_int(name, "oversampling", oversampling, 0, 10**9)

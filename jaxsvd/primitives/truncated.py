@@ -118,9 +118,8 @@ def forward(A: Operator, config: Config, start: jax.Array | None, seed: int) -> 
         return Run(ritz, residuals, state.iteration, 2 * columns * state.iteration, done)
     sizes = krylov.choose(m, n, k, config.tol, config.max_iterations)
     assert sizes is not None  # choose_method made sure
-    sizes = sizes._replace(seed=seed)
     state = drive.run(
-        krylov.init(A, sizes, start),
+        krylov.init(A, sizes, jax.random.key(seed), start),
         lambda state: krylov.running(state, sizes),
         lambda state: krylov.step(A, state, sizes),
     )
@@ -213,6 +212,15 @@ def _truncated_svd(a: Any, config: Config, start: Any, seed: int, dtype: DTypeLi
             lambda a: _truncated(Dense(a), config, start, seed), _checks.working(a)
         )
     return jax.tree.map(lambda x: _checks.restore(x, dtype), result), info
+
+
+def check_key(name: str, key: Any) -> jax.Array:
+    """Return a random key, or raise."""
+    if isinstance(key, jax.Array) and (
+        jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.shape == (2,)
+    ):
+        return key
+    raise TypeError(f"{name}: `key` must come from jax.random.key, got {_checks.describe(key)}")
 
 
 def arguments(

@@ -26,7 +26,9 @@ def column_phases(X: jax.Array) -> jax.Array:
     entry = jnp.take_along_axis(X, leading[None, :], axis=0)[0]
     if not jnp.iscomplexobj(X):
         return jnp.where(entry < 0, -1, 1).astype(X.dtype)
-    return entry / jnp.abs(entry).astype(entry.dtype)  # never zero in a column of norm one
+    zero = entry == 0  # in no column of norm one, but in the columns of zeros that pad a result
+    entry = jnp.where(zero, 1, entry)
+    return entry / jnp.abs(entry).astype(entry.dtype)
 
 
 def fix_phases(result: SVDResult) -> SVDResult:
