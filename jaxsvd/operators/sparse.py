@@ -242,7 +242,7 @@ def _in_order(size: tuple[int, int]) -> Callable:
             return jnp.moveaxis(Y.reshape(-1, count, l), 1, 0), True
 
         def one(i):
-            pick = jax.tree.map(lambda x, is_batched: x[i] if is_batched else x, arguments, batched)
+            pick = jax.tree.map(lambda x, many: x[i] if many else x, arguments, tuple(batched))
             return multiply(*pick)
 
         return lax.map(one, jnp.arange(count)), True

@@ -1,0 +1,1 @@
+"""Benchmarks: what is claimed of the library, as scripts that measure it."""

@@ -1,0 +1,256 @@
+"""Derivatives of gauge-free losses, kind of matrix by kind of matrix: who has them right.
+
+    python -m benchmarks.derivatives [--json PATH] [--markdown] [--update README.md]
+
+A cell is a matrix (`problems`), a loss that has a derivative there (`losses`) and a way to take it:
+jvp, vjp, Hessian-vector product in the three orders of differentiation. It passes if it is within
+2e-6 of the exact value (`oracle`), 1e-3 in float32, relative to the largest of three directions. A
+cell whose exact value is not a normal number of the dtype is not counted, and listed. The same
+losses are written over jnp.linalg.svd and, where it is installed, torch.linalg.svd. Exit code 1 if
+a cell of jaxsvd fails. A few minutes, most of it compiling.
+"""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import platform
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from .libraries import LIBRARIES, MODES, Outcome
+from .losses import LOSSES, Loss, defined
+from .oracle import derivatives, mp
+from .problems import PROBLEMS, Problem
+
+BARS = {"float64": 2e-6, "complex128": 2e-6, "float32": 1e-3}
+MARKERS = ("<!-- derivatives:begin -->", "<!-- derivatives:end -->")
+
+
+class Cell(NamedTuple):
+    """One derivative of one library.
+
+    Attributes:
+        error: relative to the exact value (absolute where that is zero); nan if any number is not
+            finite; None if the library raised an exception.
+        passed: whether the error is within the bar.
+        representable: whether the exact value is zero or a normal number of the dtype.
+    """
+
+    library: str
+    problem: str
+    loss: str
+    order: int
+    mode: str
+    error: float | None
+    passed: bool
+    representable: bool
+
+    @property
+    def outcome(self) -> float | str:
+        """The error in two digits, or the word for what came instead."""
+        if not self.representable:
+            return "not representable"
+        if self.error is None:
+            return "raises"
+        return "nan" if np.isnan(self.error) else float(f"{self.error:.1e}")
+
+
+def exact(problem: Problem, loss: Loss, order: int, mode: str) -> list:
+    """Return the exact values of the cell along each direction, 50 digits.
+
+    A gradient, or a Hessian times a direction, is paired with directions of size one; the oracle's
+    are of the size of the matrix.
+    """
+    values = derivatives(problem)[loss.name][order - 1]
+    return list(values) if mode == "jvp" else [x / problem.unit for x in values]
+
+
+def judge(problem: Problem, loss: Loss, order: int, mode: str, got: Outcome, library: str) -> Cell:
+    """Compare an outcome with the exact values."""
+    wanted = exact(problem, loss, order, mode)
+    size = max(abs(x) for x in wanted)
+    info = np.finfo(problem.a.dtype)
+    representable = size == 0 or float(info.tiny) <= size <= float(info.max)
+    if isinstance(got, Exception):
+        error = None
+    elif not np.all(np.isfinite(got)):
+        error = float("nan")
+    else:
+        distance = max(abs(mp.mpf(float(x)) - y) for x, y in zip(got, wanted, strict=True))
+        error = float(distance / size if size else distance)
+    passed = error is not None and error <= BARS[problem.a.dtype.name]
+    return Cell(library, problem.name, loss.name, order, mode, error, passed, representable)
+
+
+def evaluate(library: str, problem: Problem, loss: Loss, order: int) -> dict[str, Outcome]:
+    """Return what a library makes of the derivatives of one order; an exception is an outcome."""
+    try:
+        return LIBRARIES[library](problem, loss, order)
+    except (NotImplementedError, RuntimeError) as error:
+        return dict.fromkeys(MODES[order], error)
+
+
+def cells(library: str, problem: Problem, order: int) -> Iterator[Cell]:
+    """Return the cells of one library, kind of matrix and order."""
+    for loss in LOSSES:
+        if defined(problem, loss, order):
+            for mode, got in evaluate(library, problem, loss, order).items():
+                yield judge(problem, loss, order, mode, got, library)
+
+
+def entry(cells: Iterable[Cell]) -> str:
+    """Return "passed/counted" and what is wrong with the rest."""
+    counted = [cell for cell in cells if cell.representable]
+    errors = [cell.error for cell in counted if cell.error is not None]
+    finite = [error for error in errors if not np.isnan(error)]
+    parts = [f"{sum(cell.passed for cell in counted)}/{len(counted)}"]
+    if any(np.isnan(errors)):
+        parts.append(f"{int(np.sum(np.isnan(errors)))} NaN")
+    if len(errors) < len(counted):
+        parts.append(f"{len(counted) - len(errors)} raise")
+    if finite:
+        parts.append(f"{max(finite):.0e}")
+    return ", ".join(parts)
+
+
+def installed() -> list[str]:
+    """Return the libraries that can be asked."""
+    return [
+        name
+        for name in LIBRARIES
+        if importlib.util.find_spec(name.split(".")[0].replace("jnp", "jax"))
+    ]
+
+
+def rows(found: list[Cell]) -> list[list[str]]:
+    """Return the table: a header, one row for each kind of matrix, the totals."""
+    columns = [(order, library) for order in MODES for library in LIBRARIES]
+    words = {1: "first", 2: "second"}
+    table = [["matrix", *(f"{library}, {words[order]}" for order, library in columns)]]
+    names = list(dict.fromkeys(cell.problem for cell in found))
+    for name in [*names, "all"]:
+        row = [name]
+        for order, library in columns:
+            mine = [c for c in found if (c.order, c.library) == (order, library)]
+            mine = [c for c in mine if name in (c.problem, "all")]
+            row.append(entry(mine) if mine else "not installed")
+        table.append(row)
+    return table
+
+
+def plain(table: list[list[str]]) -> str:
+    """Return the table with its columns aligned."""
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    return "\n".join(
+        "  ".join(x.ljust(w) for x, w in zip(row, widths, strict=True)).rstrip() for row in table
+    )
+
+
+def markdown(table: list[list[str]], versions: dict[str, str]) -> str:
+    """Return the table for the README, with a line on how to read it."""
+    lines = [f"| {' | '.join(row)} |" for row in table]
+    lines.insert(1, "|---" * len(table[0]) + "|")
+    used = ", ".join(f"{k} {versions[k]}" for k in ("jax", "torch") if k in versions)
+    return "\n".join(
+        [
+            "Passed of defined cells (a loss, and a way to differentiate it), NaNs, and the worst "
+            f"finite relative error; `python -m benchmarks.derivatives` writes it ({used}).",
+            "",
+            *lines,
+        ]
+    )
+
+
+def not_representable(found: list[Cell]) -> list[str]:
+    """Return the cells whose exact value is no normal number of the dtype, as text."""
+    return [
+        f"{cell.problem}: {cell.loss}, {cell.mode}"
+        for cell in found
+        if cell.library == "jaxsvd" and not cell.representable
+    ]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of all that takes part."""
+    names = ["jaxsvd", "jax", "jaxlib", "numpy", "mpmath", "torch"]
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            if name == "jaxsvd":  # run from a checkout
+                import jaxsvd
+
+                found[name] = jaxsvd.__version__
+    return found
+
+
+def as_json(found: list[Cell]) -> str:
+    """Return all cells: one line for each matrix, loss and order, with the modes on it."""
+    lines: dict[tuple, dict[str, list]] = {}
+    for cell in found:
+        modes = lines.setdefault((cell.problem, cell.loss, cell.order), {})
+        modes.setdefault(cell.mode, []).append(cell.outcome)
+    through = {loss.name: loss.through for loss in LOSSES}
+    body = ",\n  ".join(
+        json.dumps({"matrix": p, "loss": l, "through": through[l], "order": o, **modes})
+        for (p, l, o), modes in lines.items()
+    )
+    head = {
+        "versions": versions(),
+        "bars": BARS,
+        "libraries": list(dict.fromkeys(cell.library for cell in found)),
+        "not representable": not_representable(found),
+    }
+    return json.dumps(head, indent=1).removesuffix("\n}") + f',\n "cells": [\n  {body}\n ]\n}}\n'
+
+
+def update(path: Path, text: str) -> None:
+    """Replace what stands between the two markers of a file."""
+    begin, end = MARKERS
+    old = path.read_text()
+    if old.count(begin) != 1 or old.count(end) != 1:
+        raise SystemExit(f"{path} must hold {begin} and {end} once each")
+    before, rest = old.split(begin)
+    path.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.derivatives")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write all cells to PATH")
+    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+    parser.add_argument(
+        "--update", type=Path, metavar="FILE", help=f"put the table between {' '.join(MARKERS)}"
+    )
+    arguments = parser.parse_args()
+    jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+
+    found: list[Cell] = []
+    for problem in PROBLEMS:
+        print(problem.name, file=sys.stderr, flush=True)
+        for order in MODES:
+            for library in installed():
+                found += cells(library, problem, order)
+    table = rows(found)
+    print(markdown(table, versions()) if arguments.markdown else plain(table))
+    if arguments.json:
+        arguments.json.write_text(as_json(found))
+    if arguments.update:
+        update(arguments.update, markdown(table, versions()))
+    print("\nnot representable, not counted:", *not_representable(found), sep="\n  ")
+    failed = [c for c in found if c.library == "jaxsvd" and c.representable and not c.passed]
+    for cell in failed:
+        print(f"FAILED: {cell.problem}: {cell.loss}, {cell.mode}: {cell.outcome}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
