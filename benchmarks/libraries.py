@@ -45,9 +45,9 @@ def _pair(g: jax.Array, v: jax.Array) -> jax.Array:
 def derivatives_of(loss: Callable, order: int) -> Callable:
     """Return (A, v, *rest) -> all derivatives of loss(A, *rest) of one order, by mode.
 
-    jvp: the slope along v. vjp: the gradient. Second order: the Hessian times v, in the three orders
-    of differentiation, outer one first. One program for all: they share most of their work, and
-    compiling it is most of the time.
+    jvp: the slope along v. vjp: the gradient. Second order: the Hessian times v, in the three
+    orders of differentiation, outer one first. One program for all: they share most of their work,
+    and compiling it is most of the time.
     """
 
     def derivatives(A, v, *rest):
@@ -83,7 +83,7 @@ def _run(derivatives: Callable, order: int, problem: Problem, *rest: Any) -> dic
 # ------------------------------------------------------------------------------------- jaxsvd
 
 
-def _chosen(scalars: dict[str, Scalar], index: jax.Array, exponent: jax.Array) -> Callable:
+def chosen(scalars: dict[str, Scalar], index: jax.Array, exponent: jax.Array) -> Callable:
     """Return the index-th function for a unit of 2**exponent; both may be traced."""
 
     def f(s):
@@ -121,7 +121,7 @@ def _through_low_rank(A, weights, choice):
 
 
 def _through_spectral_map(A, weights, choice):
-    f = _chosen(MAPS, choice["index"], choice["exponent"])
+    f = chosen(MAPS, choice["index"], choice["exponent"])
     Z = jaxsvd.spectral_map(f, A) * choice["factor"]
     P = Z @ adjoint(Z)
     R = P if A.shape[0] >= A.shape[1] else adjoint(Z) @ Z
@@ -130,7 +130,7 @@ def _through_spectral_map(A, weights, choice):
 
 
 def _through_spectral_sum(A, weights, choice):
-    return jaxsvd.spectral_sum(_chosen(SUMS, choice["index"], choice["exponent"]), A)
+    return jaxsvd.spectral_sum(chosen(SUMS, choice["index"], choice["exponent"]), A)
 
 
 THROUGH = {
@@ -156,31 +156,32 @@ WEIGHED = {
 
 
 @functools.cache
-def _compiled(through: str, order: int) -> Callable:
+def compiled(through: str, order: int) -> Callable:
+    """Return (A, v, weights, choice) -> derivatives, for all losses through one function."""
     return jax.jit(derivatives_of(THROUGH[through], order))
 
 
-def _choice(problem: Problem, loss: Loss) -> dict[str, Any]:
-    """Return what selects the loss within its function, as data of the compiled program."""
+def arguments(problem: Problem, loss: Loss) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what selects the loss within its function: (weights, choice)."""
+    weights = {  # the quantities that the loss does not weigh get zeros
+        name: pair if name in WEIGHED[loss.quantity] else tuple(np.zeros_like(x) for x in pair)
+        for name, pair in problem.weights.items()
+    }
     scalars = SUMS if loss.quantity == "sum" else MAPS
     name = "s" if loss.scalar is None else loss.scalar
     factor = problem.unit ** -scalars[name].degree if scalars is MAPS else 1.0
-    return {
+    choice = {
         "index": np.int32(list(scalars).index(name)),
         "exponent": np.int32(problem.exponent),
         "rank": np.int32(problem.rank),
         "factor": problem.a.dtype.type(factor),
     }
+    return weights, choice
 
 
 def with_jaxsvd(problem: Problem, loss: Loss, order: int) -> dict[str, Outcome]:
     """Return the derivatives of this order, by mode, along or paired with the directions."""
-    weights = {  # the quantities that the loss does not weigh get zeros
-        name: pair if name in WEIGHED[loss.quantity] else tuple(np.zeros_like(x) for x in pair)
-        for name, pair in problem.weights.items()
-    }
-    derivatives = _compiled(loss.through, order)
-    return _run(derivatives, order, problem, weights, _choice(problem, loss))
+    return _run(compiled(loss.through, order), order, problem, *arguments(problem, loss))
 
 
 # --------------------------------------------------------------------------- jax.numpy, torch

@@ -88,14 +88,14 @@ class Loss:
     needs_second: tuple[str, ...] = ()
 
 
-CUT_NEEDED, NULL_NEEDED, FULL_RANK = ("has_cut",), ("has_null_space",), ("full_rank",)
+CUT_GAP, NULL_SPACE, FULL_RANK = ("has_cut",), ("has_null_space",), ("full_rank",)
 
 LOSSES = (
-    Loss("left subspace", "svd", "left", orders=(1,), needs=CUT_NEEDED),
-    Loss("right subspace", "svd", "right", orders=(1,), needs=CUT_NEEDED),
-    Loss("null space", "svd(full_matrices=True)", "null", orders=(1,), needs=NULL_NEEDED),
-    Loss("both subspaces", "core_svd", "both", needs=CUT_NEEDED),
-    Loss("low rank", "low_rank", "low rank", needs=CUT_NEEDED),
+    Loss("left subspace", "svd", "left", orders=(1,), needs=CUT_GAP),
+    Loss("right subspace", "svd", "right", orders=(1,), needs=CUT_GAP),
+    Loss("null space", "svd(full_matrices=True)", "null", orders=(1,), needs=NULL_SPACE),
+    Loss("both subspaces", "core_svd", "both", needs=CUT_GAP),
+    Loss("low rank", "low_rank", "low rank", needs=CUT_GAP),
     Loss("U S Vh", "spectral_map", "map", "s"),
     Loss("U S^3 Vh", "spectral_map", "map", "s^3"),
     Loss("U S/(1+S^2) Vh", "spectral_map", "map", "s/(1+s^2)"),
@@ -104,10 +104,8 @@ LOSSES = (
     Loss("polar factor", "spectral_map", "map", "one", needs=FULL_RANK),
     Loss("polar factor of the range", "spectral_map", "map", "step at zero"),
     Loss("pseudoinverse", "spectral_map", "map", "1/s"),
-    Loss(
-        "left subspace by a step", "spectral_map", "map left", "step at the cut", needs=CUT_NEEDED
-    ),
-    Loss("null space by a step", "spectral_map", "map null", "step at zero", needs=NULL_NEEDED),
+    Loss("left subspace by a step", "spectral_map", "map left", "step at the cut", needs=CUT_GAP),
+    Loss("null space by a step", "spectral_map", "map null", "step at zero", needs=NULL_SPACE),
     Loss("sum s^2", "spectral_sum", "sum", "s^2"),
     Loss("sum s^4", "spectral_sum", "sum", "s^4"),
     Loss("sum s", "spectral_sum", "sum", "s", needs=FULL_RANK),
@@ -163,11 +161,8 @@ def value(xp: Any, loss: Loss, problem: Problem, svd: Callable, weights: dict[st
     if loss.quantity == "right":
         return form(V2 @ adjoint(V2), weights["right"])
     if loss.quantity == "both":
-        left, right = (
-            form(U2 @ adjoint(U2), weights["left"]),
-            form(V2 @ adjoint(V2), weights["right"]),
-        )
-        return left + right
+        left = form(U2 @ adjoint(U2), weights["left"])
+        return left + form(V2 @ adjoint(V2), weights["right"])
     if loss.quantity == "low rank":
         Z = weigh_diagonal(U2, S[:CUT_RANK] / unit) @ adjoint(V2)
         return form(Z, weights["product"])

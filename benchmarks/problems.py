@@ -13,7 +13,7 @@ import numpy as np
 SQUARE, TALL, WIDE = (5, 5), (6, 4), (4, 6)
 
 CUT = 2.2  # in units: no spectrum has a value within 0.1 of it
-NULL = 1e-3  # in units: values below count as zero
+NULL = 0.3  # in units: a value is above 0.5 or zero to rounding
 DIRECTIONS = 3
 
 
@@ -131,42 +131,51 @@ def _problem(
         U, V = np.eye(m, k, dtype=work), np.eye(n, k, dtype=work)
     Vh = V.conj().T
     a = ((U * s) @ Vh).astype(dtype) * np.finfo(dtype).dtype.type(2.0**exponent)
-    tags = {*tags, np.dtype(dtype).name}
-    return Problem(name, a, s, U, Vh, exponent, frozenset(tags))
+    form = "square" if m == n else "tall" if m > n else "wide"
+    return Problem(name, a, s, U, Vh, exponent, frozenset({*tags, form, a.dtype.name}))
 
 
 GENERIC = (3.0, 2.5, 1.75, 1.25, 0.6)
 TIED = (3.0, 3.0, 2.0, 2.0, 1.0)
+TRIPLE = (3.0, 3.0, 2.0, 2.0, 2.0)
+DEFICIENT = (3.0, 2.5, 1.75, 0.0, 0.0)
+
+
+def _split(gap: float) -> tuple[float, ...]:
+    """Return TRIPLE with its ties split by a relative gap."""
+    return (3.0, 3.0 * (1 - gap), 2.0, 2.0 * (1 - gap), 2.0 * (1 - 2 * gap))
+
+
+def _problems_of(dtype, prefix: str, gap: str, scales: dict[str, int]) -> tuple[Problem, ...]:
+    """Return the kinds that are tried in single and in double precision, all 5 x 5."""
+
+    def make(name, spectrum, tag, **options):
+        return _problem(prefix + name, SQUARE, spectrum, dtype, tags={tag}, **options)
+
+    return (
+        make("exact ties", TIED, "ties", factors="exact"),
+        make("ties split by rounding", TRIPLE, "ties"),
+        make(f"gaps of {gap}", _split(float(gap)), "near ties"),
+        make("identity", [1.0] * 5, "ties", factors="identity"),
+        make("rank-deficient", DEFICIENT, "deficient"),
+        *(make(f"scaled by {x}", GENERIC, "scaled", exponent=e) for x, e in scales.items()),
+    )
+
 
 PROBLEMS = (
     _problem("generic square", SQUARE, GENERIC),
-    _problem("tall", TALL, GENERIC[:4], tags={"tall"}),
-    _problem("wide", WIDE, GENERIC[:4], tags={"wide"}),
+    _problem("tall", TALL, GENERIC[:4]),
+    _problem("wide", WIDE, GENERIC[:4]),
     _problem("complex square", SQUARE, GENERIC, complex),
-    _problem("complex tall", TALL, GENERIC[:4], complex, tags={"tall"}),
-    _problem("exact ties", SQUARE, TIED, factors="exact", tags={"ties"}),
-    _problem("exact ties, tall", TALL, TIED[:4], factors="exact", tags={"ties", "tall"}),
-    _problem("exact ties, wide", WIDE, TIED[:4], factors="exact", tags={"ties", "wide"}),
+    _problem("complex tall", TALL, GENERIC[:4], complex),
+    *_problems_of(np.float64, "", "1e-13", {"1e160": 532, "1e-160": -531}),
+    _problem("exact ties, tall", TALL, TIED[:4], factors="exact", tags={"ties"}),
+    _problem("exact ties, wide", WIDE, TIED[:4], factors="exact", tags={"ties"}),
     _problem("exact ties, complex", SQUARE, TIED, complex, factors="exact", tags={"ties"}),
-    _problem(
-        "exact ties, complex tall",
-        TALL,
-        TIED[:4],
-        complex,
-        factors="exact",
-        tags={"ties", "tall"},
-    ),
-    _problem("identity", SQUARE, [1.0] * 5, factors="identity", tags={"ties"}),
-    _problem("tall orthonormal", TALL, [1.0] * 4, tags={"ties", "tall"}),
-    _problem("ties split by rounding", SQUARE, (3.0, 3.0, 2.0, 2.0, 2.0), tags={"ties"}),
-    _problem(
-        "gaps of 1e-13",
-        SQUARE,
-        (3.0, 3.0 - 3e-13, 2.0, 2.0 - 2e-13, 2.0 - 4e-13),
-        tags={"near ties"},
-    ),
-    _problem("rank-deficient", SQUARE, (3.0, 2.5, 1.75, 0.0, 0.0), tags={"deficient"}),
-    _problem("rank-deficient, tall", TALL, (3.0, 2.5, 0.0, 0.0), tags={"deficient", "tall"}),
+    _problem("exact ties, complex tall", TALL, TIED[:4], complex, factors="exact", tags={"ties"}),
+    _problem("tall orthonormal", TALL, [1.0] * 4, tags={"ties"}),
+    _problem("rank-deficient, tall", TALL, (3.0, 2.5, 0.0, 0.0), tags={"deficient"}),
+    _problem("rank-deficient, complex", SQUARE, DEFICIENT, complex, tags={"deficient"}),
     _problem(
         "rank-deficient, tied",
         SQUARE,
@@ -174,38 +183,9 @@ PROBLEMS = (
         factors="exact",
         tags={"deficient", "ties"},
     ),
-    _problem("rank-deficient, complex", SQUARE, (3.0, 2.5, 1.75, 0.0, 0.0), complex),
-    _problem("zero", SQUARE, [0.0] * 5, factors="identity", tags={"deficient", "zero"}),
-    _problem("scaled by 1e160", SQUARE, GENERIC, exponent=532, tags={"scaled"}),
-    _problem("scaled by 1e-160", SQUARE, GENERIC, exponent=-531, tags={"scaled"}),
+    _problem("zero", SQUARE, [0.0] * 5, factors="identity", tags={"deficient", "ties"}),
     _problem("float32: generic", SQUARE, GENERIC, np.float32),
-    _problem("float32: exact ties", SQUARE, TIED, np.float32, factors="exact", tags={"ties"}),
-    _problem(
-        "float32: ties split by rounding",
-        SQUARE,
-        (3.0, 3.0, 2.0, 2.0, 2.0),
-        np.float32,
-        tags={"ties"},
-    ),
-    _problem(
-        "float32: gaps of 1e-6",
-        SQUARE,
-        (3.0, 3.0 - 3e-6, 2.0, 2.0 - 2e-6, 2.0 - 4e-6),
-        np.float32,
-        tags={"near ties"},
-    ),
-    _problem("float32: identity", SQUARE, [1.0] * 5, np.float32, factors="identity"),
-    _problem(
-        "float32: rank-deficient",
-        SQUARE,
-        (3.0, 2.5, 1.75, 0.0, 0.0),
-        np.float32,
-        tags={"deficient"},
-    ),
-    _problem("float32: scaled by 1e20", SQUARE, GENERIC, np.float32, exponent=67, tags={"scaled"}),
-    _problem(
-        "float32: scaled by 1e-20", SQUARE, GENERIC, np.float32, exponent=-66, tags={"scaled"}
-    ),
+    *_problems_of(np.float32, "float32: ", "1e-6", {"1e20": 67, "1e-20": -66}),
 )
 
 BY_NAME = {problem.name: problem for problem in PROBLEMS}

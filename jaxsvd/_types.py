@@ -38,7 +38,8 @@ class Info(NamedTuple):
 
     Attributes:
         residuals: max(|A v_i - s_i u_i|, |A^H u_i - s_i v_i|) of each triplet, (..., k).
-        error: estimate of |A - U S Vh|_2, the first discarded singular value, (...,).
+        error: estimate of |A - U S Vh|_2, the first discarded singular value; of `adaptive_svd`
+            the relative error |A - U S Vh|_F / |A|_F that it certifies, (...,).
         rank: how many triplets are not zero, (...,).
         gap: s_k - s_{k+1}, as estimated, (...,).
         gradient_error: expected relative error of a gradient, residual / gap, (...,).

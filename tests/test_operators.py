@@ -17,9 +17,9 @@ from jaxsvd import operators
 from jaxsvd.operators import as_operator, check_adjoint, check_linear
 from tests.helpers import (
     COMPLEX128,
-    DTYPES,
-    FLOAT64,
+    FLOAT32,
     adjoint,
+    assert_same_bits,
     assert_within,
     double,
     equations,
@@ -28,6 +28,10 @@ from tests.helpers import (
 )
 
 M, N, L = 7, 5, 3
+
+# Many small programs, each run once or twice: what they take is the compiler's time.
+FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+compiled = functools.partial(jax.jit, compiler_options=FAST)
 
 
 class Case(NamedTuple):
@@ -158,6 +162,7 @@ KINDS = {
     ),
 }
 NAMES = list(KINDS)
+COMPOSED = ("own_means", "scaled", "sum", "product", "adjoint", "conjugate")
 
 
 def case(name: str, dtype=np.float64) -> tuple[Case, operators.Operator, np.ndarray]:
@@ -172,7 +177,7 @@ def case(name: str, dtype=np.float64) -> tuple[Case, operators.Operator, np.ndar
         for i, leaf in enumerate(leaves)
     ]
     params = structure.unflatten(leaves)
-    return Case(params, build, dense), build(params), double(dense(params))
+    return Case(params, build, dense), build(params), double(compiled(dense)(params))
 
 
 def block(rows: int, dtype=np.float64, seed: int = 50, columns: int = L) -> jax.Array:
@@ -182,48 +187,44 @@ def block(rows: int, dtype=np.float64, seed: int = 50, columns: int = L) -> jax.
 # ------------------------------------------------------------------------------------- products
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@compiled
+def everything(A, X, Y):
+    products = A.matmat(X), A.rmatmat(Y), A @ X[:, 0], Y[:, 0] @ A, Y.T @ A, A.to_dense()
+    return *products, A.T.to_dense(), A.T.matmat(Y), A.H.matmat(Y), A.T.H.matmat(X)
+
+
+@pytest.mark.parametrize("dtype", [FLOAT32, COMPLEX128])
 @pytest.mark.parametrize("name", NAMES)
 def test_products(name, dtype):
     _, A, dense = case(name, dtype)
     m, n = dense.shape
-    X, Y = block(n, dtype), block(m, dtype, 60)
     assert A.shape == (m, n)
     assert A.dtype == dtype
     assert f"{m} x {n}" in repr(A)
-    products = A.matmat(X), A.rmatmat(Y), A @ X[:, 0], Y[:, 0] @ A, Y.T @ A, A.to_dense()
-    assert all(y.dtype == dtype for y in products)
-    X, Y = double(X), double(Y)
-    desired = dense @ X, adjoint(dense) @ Y, dense @ X[:, 0], Y[:, 0] @ dense, Y.T @ dense, dense
-    assert_within(products, desired, 100)
-    for view, matrix in ((A.T, dense.T), (A.H, adjoint(dense)), (A.T.H, dense.conj())):
-        assert_within(view.to_dense(), matrix, 100)
-        assert_within(view.rmatmat(block(matrix.shape[0], dtype)).shape[0], matrix.shape[1], 0)
     assert isinstance(A.T.T, type(A))
     assert isinstance(A.H.H, type(A))
+    # A real operator takes complex blocks too; composed ones leave it to their parts.
+    dtypes = {dtype} if name in COMPOSED else {dtype, np.result_type(dtype, np.complex64).type}
+    for block_dtype in dtypes:
+        X, Y = block(n, block_dtype), block(m, block_dtype, 60)
+        products = everything(A, X, Y)
+        assert all(y.dtype in (dtype, block_dtype) for y in products)
+        X, Y = double(X), double(Y)
+        desired = dense @ X, adjoint(dense) @ Y, dense @ X[:, 0], Y[:, 0] @ dense, Y.T @ dense
+        views = dense, dense.T, dense.T @ Y, adjoint(dense) @ Y, dense.conj() @ X
+        assert_within(products, (*desired, *views), 100)
 
 
-@pytest.mark.parametrize("dtype", [FLOAT64, COMPLEX128])
 @pytest.mark.parametrize("name", NAMES)
-def test_linear_and_adjoint(name, dtype):
-    _, A, _ = case(name, dtype)
+def test_linear_and_adjoint(name):
+    _, A, _ = case(name, np.complex128)
     assert check_linear(A) is A
     assert check_adjoint(A, jax.random.key(1)) is A
-    check_adjoint(check_linear(A.H))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_real_operator_takes_complex_blocks(name):
-    _, A, dense = case(name)
-    X, Y = block(A.shape[1], np.complex128), block(A.shape[0], np.complex128)
-    assert_within(A.matmat(X), dense @ double(X), 100)
-    assert_within(A.rmatmat(Y), dense.T @ double(Y), 100)
 
 
 @pytest.mark.x32
-@pytest.mark.parametrize("half", [jnp.bfloat16, jnp.float16])
-def test_half_precision_is_multiplied_in_float32(half):
-    a = jnp.asarray(gaussian((M, N), np.float32)).astype(half)
+def test_half_precision_is_multiplied_in_float32():
+    a = jnp.asarray(gaussian((M, N), np.float32)).astype(jnp.bfloat16)
     kernel = a[:2, :3, None]
     for A in (
         operators.Dense(a),
@@ -234,10 +235,12 @@ def test_half_precision_is_multiplied_in_float32(half):
         operators.Centered(operators.Dense(a), a[0]),
     ):
         assert A.dtype == jnp.float32
-        y = A.matmat(jnp.ones((A.shape[1], 2), jnp.float32))
-        z = A.rmatmat(jnp.ones((A.shape[0], 2), jnp.float32))
+        X, Y = (jnp.ones((size, 2), jnp.float32) for size in (A.shape[1], A.shape[0]))
+        y, z = compiled(lambda A, X, Y: (A.matmat(X), A.rmatmat(Y)))(A, X, Y)
         assert y.dtype == z.dtype == jnp.float32
-        check_adjoint(A, tol=1e-2)
+        # Functions compute in the precision that they are written in.
+        tolerance = 1e5 if isinstance(A, operators.Function) else 100
+        assert_within(jnp.sum(y), jnp.sum(z), tolerance)
 
 
 def test_mixed_dtypes_promote_under_strict_promotion():
@@ -257,11 +260,11 @@ def test_mixed_dtypes_promote_under_strict_promotion():
         (sum([A, A]), 2 * a, np.float32),
     ]:
         assert op.dtype == dtype
-        assert op.to_dense().dtype == dtype
+        actual, other = compiled(lambda op: (op.to_dense(), op.H.to_dense()))(op)
+        assert actual.dtype == other.dtype == dtype
         tolerance = 100 if dtype in (np.float32, np.complex64) else 1e9
-        assert_within(op.to_dense(), dense, tolerance)
-        check_adjoint(op)
-    scaled = jax.jit(lambda c, A: (c * A).to_dense())(2.0, A)  # a weakly typed scalar
+        assert_within((actual, other), (dense, adjoint(dense)), tolerance)
+    scaled = compiled(lambda c, A: (c * A).to_dense())(2.0, A)  # a weakly typed scalar
     assert scaled.dtype == np.float32
     assert (A @ jnp.ones(N, np.float64)).dtype == np.float64
 
@@ -271,9 +274,8 @@ def test_mixed_dtypes_promote_under_strict_promotion():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_pytrees_hold_anything(name):
-    _, A, dense = case(name)
+    _, A, _ = case(name)
     leaves, structure = jax.tree.flatten(A)
-    assert_within(structure.unflatten(leaves).to_dense(), dense, 10)
     for filler in (object(), None, 0, "x", jax.ShapeDtypeStruct((), np.float64)):
         other = jax.tree.map(lambda _, filler=filler: filler, A)
         assert isinstance(other, type(A))
@@ -282,7 +284,9 @@ def test_pytrees_hold_anything(name):
     assert all(path.startswith(".") for path in paths)
     with pytest.raises(AttributeError, match="cannot assign"):
         A.anything = 1
-    assert_within(pickle.loads(pickle.dumps(A)).to_dense(), dense, 10)
+    again = pickle.loads(pickle.dumps(A))
+    assert type(again) is type(A)
+    assert_same_bits(again, structure.unflatten(leaves))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -291,7 +295,7 @@ def test_jit_and_vmap_as_argument(name):
     X = block(dense.shape[1])
     traces = []
 
-    @jax.jit
+    @compiled
     def multiply(A, X):
         traces.append(A)
         return A.matmat(X), A.rmatmat(A.matmat(X))
@@ -301,25 +305,23 @@ def test_jit_and_vmap_as_argument(name):
             jax.tree.map(lambda x: c * x if jnp.issubdtype(x.dtype, float) else x, found.params)
         )
 
-    first, second = scaled(1.0), scaled(1.5)
-    for op in (first, second):
-        matrix = double(op.to_dense())
-        Y = matrix @ double(X)
-        assert_within(multiply(op, X), (Y, matrix.T @ Y), 100)
+    both = scaled(1.0), scaled(1.5)
+    one = [multiply(op, X) for op in both]
     assert len(traces) == 1
+    matrix = double(compiled(lambda A: A.to_dense())(both[1]))
+    Y = matrix @ double(X)
+    assert_within(one[1], (Y, matrix.T @ Y), 100)
 
-    both = jax.tree.map(lambda x, y: jnp.stack([x, y]), first, second)
-    together = jax.vmap(lambda A, X: (A.matmat(X), A.rmatmat(A.matmat(X))))
-    one = [multiply(op, X) for op in (first, second)]
-    desired = jax.tree.map(lambda x, y: jnp.stack([x, y]), *one)
-    assert_within(together(both, jnp.stack([X, X])), desired, 100)
-    over_vectors = jax.vmap(lambda x: A @ x, in_axes=1, out_axes=1)(X)
-    assert_within(over_vectors, dense @ double(X), 100)
-    assert_within(
-        jax.vmap(first.matmat)(jnp.stack([X, 2 * X])),
-        jnp.stack([one[0][0]] * 2) * jnp.array([1.0, 2.0])[:, None, None],
-        100,
-    )
+    @compiled
+    def mapped(both, X):
+        over_operators = jax.vmap(lambda A: (A.matmat(X), A.rmatmat(A.matmat(X))))(both)
+        over_vectors = jax.vmap(lambda x: A @ x, in_axes=1, out_axes=1)(X)
+        return over_operators, over_vectors, jax.vmap(A.matmat)(jnp.stack([X, 2 * X]))
+
+    stacked = jax.tree.map(lambda *x: np.stack(x), *both)
+    desired = jax.tree.map(lambda *x: np.stack(x), *one)
+    AX = dense @ double(X)
+    assert_within(mapped(stacked, X), (desired, AX, np.stack([AX, 2 * AX])), 100)
 
 
 # ----------------------------------------------------------------------------------- derivatives
@@ -344,14 +346,13 @@ def losses(found: Case, dtype):
     return by_operator, by_matrix, (block(n, dtype), block(m, dtype, 60))
 
 
-@pytest.mark.parametrize("dtype", [FLOAT64, COMPLEX128])
 @pytest.mark.parametrize("name", NAMES)
-def test_gradients(name, dtype):
-    found, _, _ = case(name, dtype)
-    by_operator, by_matrix, vectors = losses(found, dtype)
+def test_gradients(name):
+    found, _, _ = case(name, np.complex128)
+    by_operator, by_matrix, vectors = losses(found, np.complex128)
     argnums = (0, 1, 2)
     actual, desired = (
-        jax.jit(jax.value_and_grad(f, argnums, allow_int=True))(found.params, *vectors)
+        compiled(jax.value_and_grad(f, argnums, allow_int=True))(found.params, *vectors)
         for f in (by_operator, by_matrix)
     )
     floats = lambda tree: [x for x in jax.tree.leaves(tree) if x.dtype != jax.dtypes.float0]  # noqa: E731
@@ -359,7 +360,7 @@ def test_gradients(name, dtype):
     assert_within(floats(actual), floats(desired), 1000)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in COMPOSED])
 def test_tangents_and_second_derivatives(name):
     found, _, _ = case(name)
     by_operator, by_matrix, vectors = losses(found, np.float64)
@@ -380,23 +381,24 @@ def test_tangents_and_second_derivatives(name):
     point = [x for x, is_float in zip(leaves, split, strict=True) if is_float], *vectors
     tangent = like(point, 90)
 
-    @functools.partial(jax.jit, static_argnums=0)
-    def derivatives(f, point, tangent):
-        along = lambda g: lambda x: jax.jvp(g, (x,), (tangent,))[1]  # noqa: E731
+    def along(g):
+        return lambda x: jax.jvp(g, (x,), (tangent,))[1]
 
-        def inner(x):
-            products = jax.tree.map(lambda a, b: jnp.sum(a * b), jax.grad(f)(x), tangent)
+    def inner(g):
+        def function(x):
+            products = jax.tree.map(lambda a, b: jnp.sum(a * b), g(x), tangent)
             return sum(jax.tree.leaves(products))
 
-        return (
-            along(f)(point),
-            along(jax.grad(f))(point),  # forward over reverse
-            jax.grad(along(f))(point),  # reverse over forward
-            jax.grad(inner)(point),  # reverse over reverse
-        )
+        return function
 
-    actual, desired = (derivatives(of_floats(f), point, tangent) for f in (by_operator, by_matrix))
-    assert_within(actual, desired, 1e4)
+    f = of_floats(by_operator)
+    forward_over_reverse = along(jax.grad(f))
+    reverse_over_forward = jax.grad(along(f))
+    reverse_over_reverse = jax.grad(inner(jax.grad(f)))
+    orders = forward_over_reverse, reverse_over_forward, reverse_over_reverse
+    actual = compiled(lambda x: [order(x) for order in orders])(point)
+    desired = compiled(along(jax.grad(of_floats(by_matrix))))(point)
+    assert_within(actual, [desired] * 3, 1e4)
 
 
 def test_derivatives_with_respect_to_the_operator_itself():
@@ -429,7 +431,7 @@ def bcoo(dtype=np.float64, seed=0):
 
 
 @pytest.mark.x32
-@pytest.mark.parametrize("columns", [0, 1, 2, 7, 8, 9])
+@pytest.mark.parametrize("columns", [1, 9])
 @pytest.mark.parametrize("traced", [False, True])
 def test_sparse_formats(traced, columns):
     a = bcoo(np.float32)
@@ -437,14 +439,18 @@ def test_sparse_formats(traced, columns):
     summed = a.sum_duplicates()
     X = block(N, np.float32, columns=columns)
     Y = block(M, np.float32, columns=columns)
+    dense = double(sparse_dense(a.data))
+    desired = dense, dense @ double(X), dense.T @ double(Y)
     for matrix in (a, sorted_, summed, sparse.BCSR.from_bcoo(summed)):
-        make = lambda a: as_operator(a).prepared()  # noqa: E731
-        A = jax.jit(make)(matrix) if traced else make(matrix)
-        assert isinstance(A, operators.Sparse)
-        assert A.by_row is not None
-        dense = double(sparse_dense(a.data))
-        assert_within((A.matmat(X), A.rmatmat(Y)), (dense @ double(X), dense.T @ double(Y)), 100)
-        assert_within(A.to_dense(), dense, 10)
+        known = as_operator(matrix)
+
+        def products(A):
+            A = (as_operator(A) if traced else known).prepared()  # noqa: B023
+            assert isinstance(A, operators.Sparse)
+            assert A.by_row is not None
+            return A.to_dense(), A.matmat(X), A.rmatmat(Y)
+
+        assert_within(compiled(products)(matrix), desired, 100)
 
 
 @pytest.mark.x32
@@ -454,15 +460,16 @@ def test_sparse_operators_are_ordered_where_their_indices_are_known():
     assert as_operator(a).prepared().by_row is not None
     one = sparse.BCOO.fromdense(jnp.eye(3, dtype=np.float32), nse=5)  # in order, and two that pad
     assert as_operator(one).by_row.permutation is None
-    assert jax.jit(as_operator)(a).by_row is None
-    assert jax.jit(as_operator)(as_operator(a)).by_row is not None
+    assert compiled(as_operator)(a).by_row is None
+    assert compiled(as_operator)(as_operator(a)).by_row is not None
 
 
 @pytest.mark.x32
 def test_sparse_without_nonzeros():
     empty = sparse.BCOO((jnp.zeros(0, np.float32), jnp.zeros((0, 2), np.int32)), shape=(M, N))
-    for A in (as_operator(empty), jax.jit(as_operator)(empty)):
+    for A in (as_operator(empty), compiled(as_operator)(empty)):
         assert_within(A.matmat(block(N, np.float32)), np.zeros((M, L)), 0)
+        assert A.matmat(block(N, np.float32, columns=0)).shape == (M, 0)
         assert_within(A.rmatmat(block(M, np.float32)), np.zeros((N, L)), 0)
 
 
@@ -474,7 +481,7 @@ def test_the_gradient_of_a_sparse_matrix_is_sparse():
         return jnp.sum(jnp.sin(as_operator(a).matmat(X)))
 
     desired = jax.grad(lambda data: jnp.sum(jnp.sin(sparse_dense(data) @ X)))(a.data)
-    for gradient in (sparse.grad(loss)(a), jax.jit(sparse.grad(loss))(a)):
+    for gradient in (sparse.grad(loss)(a), compiled(sparse.grad(loss))(a)):
         assert isinstance(gradient, sparse.BCOO)
         np.testing.assert_array_equal(gradient.indices, a.indices)
         assert_within(gradient.data, desired, 100)
@@ -499,8 +506,8 @@ def test_sparse_maps_over_values_and_over_vectors():
             in_axes=(None, 0),
         )
     )
-    assert_within(jax.jit(nested)(data, X), dense(data, X), 1000)
-    other = jax.jit(
+    assert_within(compiled(nested)(data, X), compiled(dense)(data, X), 1000)
+    other = compiled(
         jax.vmap(
             lambda rows: (
                 operators.Sparse(A.data, rows, A.columns, A.size).prepared().matmat(X[0, 0])
@@ -545,7 +552,7 @@ def test_scipy_sparse_matrices_move_to_the_device():
 # ------------------------------------------------------------------------- functions, other kinds
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [FLOAT32, COMPLEX128])
 def test_scipy_linear_operators_run_on_the_host(dtype):
     a = gaussian((M, N), dtype)
     A = as_operator(scipy.sparse.linalg.aslinearoperator(a))
@@ -553,12 +560,12 @@ def test_scipy_linear_operators_run_on_the_host(dtype):
     assert A.dtype == dtype
     X, Y = block(N, dtype), block(M, dtype)
     assert_within(
-        jax.jit(lambda A, X, Y: (A.matmat(X), A.rmatmat(Y)))(A, X, Y),
+        compiled(lambda A, X, Y: (A.matmat(X), A.rmatmat(Y)))(A, X, Y),
         (double(a) @ double(X), adjoint(double(a)) @ double(Y)),
         100,
     )
     assert_within(jax.vmap(A.matmat)(jnp.stack([X, 2 * X])), np.stack([a @ X, 2 * a @ X]), 100)
-    check_adjoint(check_linear(A))
+    check_adjoint(A)
     gradient = jax.grad(lambda X: jnp.sum(jnp.abs(A.matmat(X)) ** 2))(X)
     desired = 2 * np.conj(adjoint(double(a)) @ double(a) @ double(X))
     assert_within(gradient, desired, 100)
@@ -672,9 +679,8 @@ def test_convolutions_against_explicit_loops(number):
     m, n = desired.shape
     assert A.shape == (m, n)
     X, Y = block(n, np.float32), block(m, np.float32)
-    assert_within(A.to_dense(), desired, 20)
-    assert_within(A.matmat(X), desired @ double(X), 100)
-    assert_within(A.rmatmat(Y), desired.T @ double(Y), 100)
+    products = compiled(lambda A, X, Y: (A.to_dense(), A.matmat(X), A.rmatmat(Y)))(A, X, Y)
+    assert_within(products, (desired, desired @ double(X), desired.T @ double(Y)), 100)
     # One convolution for the whole block.
     found = [name for name, _ in equations(jax.make_jaxpr(A.rmatmat)(Y))]
     assert found.count("conv_general_dilated") == 1
@@ -696,12 +702,14 @@ def test_layouts_of_convolutions():
     dense = np.asarray(last.to_dense()).reshape(5, 4, 4, 5, 6, 2)
     desired = dense.transpose(2, 0, 1, 5, 3, 4).reshape(last.shape)
     assert_within(first.to_dense(), desired, 20)
-    check_adjoint(first)
     batch_last = operators.Convolution(
         jnp.asarray(kernel), (5, 6, 2), dimension_numbers=("HWCN", "HWIO", "NCHW"), **options
     )
     assert batch_last.output_shape == (4, 5, 4)
-    check_adjoint(batch_last)
+    X, Y = block(60, np.float32), block(80, np.float32)
+    for A in (first, batch_last):
+        AX, AHY = compiled(lambda A: (A.matmat(X), A.rmatmat(Y)))(A)
+        assert_within(double(Y).T @ double(AX), double(AHY).T @ double(X), 1e12)
     equal = operators.Convolution(jnp.asarray(kernel), [5, 6, 2], **options)
     assert jax.tree.structure(equal) == jax.tree.structure(last)
     one_pad = operators.Convolution(jnp.asarray(kernel), (5, 6, 2), padding=1)
@@ -712,8 +720,9 @@ def test_layouts_of_convolutions():
 def test_complex_convolutions(padding):
     kernel = gaussian((3, 1, 2), np.complex128)
     A = operators.Convolution(jnp.asarray(kernel), (5, 2), groups=2, strides=2, padding=padding)
-    assert_within(A.to_dense(), loops(kernel, (5, 2), groups=2, strides=2, padding=padding), 20)
-    check_adjoint(A)
+    desired = loops(kernel, (5, 2), groups=2, strides=2, padding=padding)
+    dense, other = compiled(lambda A: (A.to_dense(), A.H.to_dense()))(A)
+    assert_within((dense, other), (desired, adjoint(desired)), 20)
 
 
 # -------------------------------------------------------------------------------------- bad input
@@ -820,7 +829,7 @@ BAD = [
     (ValueError, "check_adjoint: .*complex operator it conjugates", lambda: check_adjoint(
         Wrong("conjugate"))),
     (TypeError, "check_linear: `op` must be an operator", lambda: check_linear(A75.a)),
-    (TypeError, "check_adjoint: must be called outside of jit", lambda: jax.jit(
+    (TypeError, "check_adjoint: must be called outside of jit", lambda: compiled(
         lambda A: check_adjoint(A).matmat(jnp.ones((N, 1))))(A75)),
     (TypeError, "Operator must define matmat", lambda: operators.Operator().matmat(ONES)),
     (ValueError, "Convolution: `kernel` must have 1 to 3 spatial axes", lambda:

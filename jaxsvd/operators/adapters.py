@@ -111,8 +111,27 @@ def _on_host(a: Any, adjoint: bool, X: np.ndarray) -> Any:
     return np.conj(a.T @ np.conj(X)) if adjoint else a @ X
 
 
-def _apply(a: Any, x: jax.Array) -> jax.Array:
-    return a.mv(x)
+class _Applied:
+    """An object's ``mv`` as a function of the arrays in it; what else it holds is structure."""
+
+    def __init__(self, a: Any):
+        leaves, structure = jax.tree.flatten(a)
+        is_array = [isinstance(leaf, (jax.Array, np.ndarray)) for leaf in leaves]
+        self.arrays = [leaf for leaf, yes in zip(leaves, is_array, strict=True) if yes]
+        rest = [None if yes else _Same(x) for x, yes in zip(leaves, is_array, strict=True)]
+        self.rest = structure, tuple(rest)
+
+    def __call__(self, arrays, x):
+        structure, rest = self.rest
+        remaining = iter(arrays)
+        leaves = [next(remaining) if leaf is None else leaf.value for leaf in rest]
+        return structure.unflatten(leaves).mv(x)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Applied) and other.rest == self.rest
+
+    def __hash__(self) -> int:
+        return hash(self.rest)
 
 
 class _WithoutParams:
@@ -184,7 +203,8 @@ def as_operator(
         structure = a.in_structure()
         if not hasattr(structure, "shape"):
             raise TypeError(f"{name}: `a` must act on a single array, got input {structure}")
-        return Function(_apply, a, tuple(structure.shape), structure.dtype)
+        fn = _Applied(a)
+        return Function(fn, fn.arrays, tuple(structure.shape), structure.dtype)
     if hasattr(a, "tocoo") and hasattr(a, "shape"):
         a = a.tocoo()
         index = np.int32 if max(a.shape) < 2**31 else np.int64
@@ -201,28 +221,52 @@ def as_operator(
     raise TypeError(f"{name}: `a` must be {wanted}, got {_checks.describe(a)}")
 
 
-def _random(key: Any, shape: tuple[int, int], dtype: Any) -> jax.Array:
-    key = jax.random.key(0) if key is None else key
-    return jax.random.normal(key, shape, promote(dtype))
-
-
 def _allowed(tol: float | None, dtype: Any) -> float:
     return float(jnp.finfo(dtype).eps) ** 0.5 if tol is None else tol
 
 
-def _require_product(name: str, method: str, Y: Any, shape: tuple[int, int]) -> None:
-    if getattr(Y, "shape", None) != shape:
-        raise ValueError(f"{name}: {method} must return shape {shape}, got {_checks.describe(Y)}")
-
-
-def _concrete(name: str, *numbers: Any) -> list[float]:
-    if any(isinstance(x, Tracer) for x in numbers):
-        raise TypeError(f"{name}: must be called outside of jit and vmap: it looks at numbers")
-    return [float(x) for x in numbers]
-
-
 def _norm(x: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.sum(jnp.abs(x) ** 2))
+
+
+def _times(name: str, op: Operator, method: str, X: jax.Array, rows: int) -> jax.Array:
+    Y = getattr(op, method)(X)
+    shape = rows, X.shape[1]
+    if getattr(Y, "shape", None) != shape:
+        raise ValueError(f"{name}: {method} must return shape {shape}, got {_checks.describe(Y)}")
+    return Y
+
+
+def _off_linear(op: Operator, X: jax.Array) -> tuple[jax.Array, ...]:
+    m, n = op.shape
+    x, y = X[:n, :1], X[:n, 1:2]
+    Y = _times("check_linear", op, "matmat", jnp.concatenate([x, y, x - 2 * y], axis=1), m)
+    single = _times("check_linear", op, "matmat", x, m)
+    off = Y[:, 2] - Y[:, 0] + 2 * Y[:, 1]
+    return _norm(off), _norm(Y[:, :1] - single), _norm(Y)
+
+
+def _off_adjoint(op: Operator, X: jax.Array) -> tuple[jax.Array, ...]:
+    m, n = op.shape
+    X, Y = jnp.split(X, [n])
+    AX = _times("check_adjoint", op, "matmat", X, m)
+    AHY = _times("check_adjoint", op, "rmatmat", Y, n)
+    off = adjoint_product(Y, AX) - adjoint_product(AHY, X)
+    # With normal vectors an inner product is about as large as the norm of A.
+    return _norm(off), jnp.maximum(_norm(AX), _norm(AHY))
+
+
+def _measure(name: str, probe: Callable, op: Operator, key: Any) -> list[float]:
+    """Return the numbers that a probe finds, in one program where the operator is a pytree."""
+    if not isinstance(op, Operator):
+        raise TypeError(f"{name}: `op` must be an operator, got {_checks.describe(op)}")
+    key = jax.random.key(0) if key is None else key
+    X = jax.random.normal(key, (sum(op.shape), 3), promote(op.dtype))
+    is_pytree = not jax.tree_util.treedef_is_leaf(jax.tree.structure(op))
+    found = (jax.jit(probe) if is_pytree else probe)(op, X)
+    if any(isinstance(x, Tracer) for x in found):
+        raise TypeError(f"{name}: must be called outside of jit and vmap: it looks at numbers")
+    return [float(x) for x in found]
 
 
 def check_linear(op: Operator, key: Any = None, *, tol: float | None = None) -> Operator:
@@ -250,15 +294,7 @@ def check_linear(op: Operator, key: Any = None, *, tol: float | None = None) -> 
         ValueError: check_linear: A must be linear, got A(x - 2y) off A(x) - 2A(y) by ...
     """
     name = "check_linear"
-    m, n = _operator(name, op).shape
-    x, y = jnp.split(_random(key, (n, 2), op.dtype), 2, axis=1)
-    Y = op.matmat(jnp.concatenate([x, y, x - 2 * y], axis=1))
-    _require_product(name, "matmat", Y, (m, 3))
-    single = op.matmat(x)
-    _require_product(name, "matmat", single, (m, 1))
-    off = _norm(Y[:, 2] - Y[:, 0] + 2 * Y[:, 1])
-    alone = _norm(Y[:, :1] - single)
-    off, alone, size = _concrete(name, off, alone, _norm(Y))
+    off, alone, size = _measure(name, _off_linear, op, key)
     limit = _allowed(tol, real_dtype(op.dtype)) * size
     if not off <= limit:
         raise ValueError(
@@ -296,24 +332,11 @@ def check_adjoint(op: Operator, key: Any = None, *, tol: float | None = None) ->
         (3, 2)
     """
     name = "check_adjoint"
-    m, n = _operator(name, op).shape
-    X, Y = jnp.split(_random(key, (n + m, 3), op.dtype), [n])
-    AX, AHY = op.matmat(X), op.rmatmat(Y)
-    _require_product(name, "matmat", AX, (m, 3))
-    _require_product(name, "rmatmat", AHY, (n, 3))
-    off = _norm(adjoint_product(Y, AX) - adjoint_product(AHY, X))
-    # With normal vectors an inner product is about as large as the norm of A.
-    off, size = _concrete(name, off, jnp.maximum(_norm(AX), _norm(AHY)))
+    off, size = _measure(name, _off_adjoint, op, key)
     if not off <= _allowed(tol, real_dtype(op.dtype)) * size:
         conjugate = " (of a complex operator it conjugates)" if is_complex(op.dtype) else ""
         raise ValueError(
             f"{name}: rmatmat must be the adjoint of matmat{conjugate}, got <A x, y> off "
             f"<x, A^H y> by {off / (size or 1):.1e} of the size of A"
         )
-    return op
-
-
-def _operator(name: str, op: Any) -> Operator:
-    if not isinstance(op, Operator):
-        raise TypeError(f"{name}: `op` must be an operator, got {_checks.describe(op)}")
     return op

@@ -1,0 +1,89 @@
+"""Cells of the derivative table: one derivative of one loss at one matrix, and whether it is right.
+
+A cell passes if it is within 2e-6 of the exact value (`oracle`), 1e-3 in float32, relative to the
+largest of three directions, absolute where the exact value is zero.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from .libraries import LIBRARIES, MODES, Outcome
+from .losses import LOSSES, Loss, defined
+from .oracle import derivatives, mp
+from .problems import Problem
+
+BARS = {"float64": 2e-6, "complex128": 2e-6, "float32": 1e-3}
+
+
+class Cell(NamedTuple):
+    """One derivative of one library.
+
+    Attributes:
+        error: relative to the exact value (absolute where that is zero); nan if any number is not
+            finite; None if the library raised an exception.
+        passed: whether the error is within the bar.
+        representable: whether the exact value is zero or a normal number of the dtype.
+    """
+
+    library: str
+    problem: str
+    loss: str
+    order: int
+    mode: str
+    error: float | None
+    passed: bool
+    representable: bool
+
+    @property
+    def outcome(self) -> float | str:
+        """The error in two digits, or the word for what came instead."""
+        if not self.representable:
+            return "not representable"
+        if self.error is None:
+            return "raises"
+        return "nan" if np.isnan(self.error) else float(f"{self.error:.1e}")
+
+
+def exact(problem: Problem, loss: Loss, order: int, mode: str) -> list:
+    """Return the exact values of the cell along each direction, 50 digits.
+
+    A gradient, or a Hessian times a direction, is paired with directions of size one; the oracle's
+    are of the size of the matrix.
+    """
+    values = derivatives(problem)[loss.name][order - 1]
+    return list(values) if mode == "jvp" else [x / problem.unit for x in values]
+
+
+def judge(library: str, problem: Problem, loss: Loss, order: int, mode: str, got: Outcome) -> Cell:
+    """Compare an outcome with the exact values."""
+    wanted = exact(problem, loss, order, mode)
+    size = max(abs(x) for x in wanted)
+    info = np.finfo(problem.a.dtype)
+    representable = size == 0 or float(info.tiny) <= size <= float(info.max)
+    if isinstance(got, Exception):
+        error = None
+    elif not np.all(np.isfinite(got)):
+        error = float("nan")
+    else:
+        distance = max(abs(mp.mpf(float(x)) - y) for x, y in zip(got, wanted, strict=True))
+        error = float(distance / size if size else distance)
+    passed = error is not None and error <= BARS[problem.a.dtype.name]
+    return Cell(library, problem.name, loss.name, order, mode, error, passed, representable)
+
+
+def evaluate(library: str, problem: Problem, loss: Loss, order: int) -> dict[str, Outcome]:
+    """Return what a library makes of the derivatives of one order; an exception is an outcome."""
+    try:
+        return LIBRARIES[library](problem, loss, order)
+    except (NotImplementedError, RuntimeError) as error:
+        return dict.fromkeys(MODES[order], error)
+
+
+def cells(library: str, problem: Problem, order: int) -> Iterator[Cell]:
+    """Return the cells of one library, kind of matrix and order."""
+    for loss in LOSSES:
+        if defined(problem, loss, order):
+            for mode, got in evaluate(library, problem, loss, order).items():
+                yield judge(library, problem, loss, order, mode, got)
