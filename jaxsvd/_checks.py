@@ -67,7 +67,9 @@ def restore(x: jax.Array, dtype: DTypeLike) -> jax.Array:
     return x.astype(jnp.finfo(dtype).dtype)
 
 
-def static_int(name: str, argument: str, value: Any, low: int, high: int) -> int:
+def static_int(
+    name: str, argument: str, value: Any, low: int, high: int, symbol: str | None = None
+) -> int:
     """Return a static integer between two bounds, or raise; a tracer is refused by name."""
     if isinstance(value, Tracer):
         raise TypeError(
@@ -82,9 +84,26 @@ def static_int(name: str, argument: str, value: Any, low: int, high: int) -> int
         raise TypeError(f"{name}: `{argument}` must be an int, got {describe(value)}") from None
     if not low <= value <= high:
         raise ValueError(
-            f"{name}: `{argument}` must satisfy {low} <= {argument} <= {high}, got {value}"
+            f"{name}: `{argument}` must satisfy {low} <= {symbol or argument} <= {high}, "
+            f"got {value}"
         )
     return value
+
+
+def result_dtype(name: str, value: Any, a: jax.Array) -> np.dtype:
+    """Return the dtype of the results: that of ``a`` for None; complex stays complex; or raise."""
+    if value is None:
+        return np.dtype(a.dtype)
+    try:
+        dtype = jnp.dtype(value)
+    except TypeError:
+        dtype = None
+    kind = jnp.complexfloating if jnp.iscomplexobj(a) else jnp.floating
+    if dtype is None or isinstance(value, int) or not jnp.issubdtype(dtype, kind):
+        wanted = "complex" if jnp.iscomplexobj(a) else "floating"
+        came = describe(value) if dtype is None or isinstance(value, int) else dtype
+        raise TypeError(f"{name}: `result_dtype` must be a {wanted} dtype, got {came}")
+    return dtype
 
 
 def choice(name: str, argument: str, value: Any, choices: tuple[str, ...]) -> str:
@@ -102,8 +121,10 @@ def flag(name: str, argument: str, value: Any) -> bool:
     return bool(value)
 
 
-def tolerance(name: str, argument: str, value: Any) -> float | None:
-    """Return a static relative tolerance (0 <= value < 1) or None, or raise."""
+def tolerance(
+    name: str, argument: str, value: Any, to: str = "the largest singular value"
+) -> float | None:
+    """Return a static tolerance (0 <= value < 1) relative to something, or None, or raise."""
     if value is None:
         return None
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.number)):
@@ -112,7 +133,7 @@ def tolerance(name: str, argument: str, value: Any) -> float | None:
         )
     if isinstance(value, np.complexfloating) or not 0 <= float(value) < 1:
         raise ValueError(
-            f"{name}: `{argument}` is relative to the largest singular value and must satisfy "
+            f"{name}: `{argument}` is relative to {to} and must satisfy "
             f"0 <= {argument} < 1, got {value}"
         )
     return float(value)
@@ -124,8 +145,12 @@ def subset(name: str, value: Any, k: int) -> tuple[int, int]:
         raise TypeError(
             f"{name}: `subset_by_index` must be a pair (start, end), got {describe(value)}"
         )
-    start = static_int(name, "start", value[0], 0, max(k - 1, 0))
-    return start, static_int(name, "end", value[1], start + 1, k)
+    argument = "subset_by_index"
+    start = static_int(name, argument, value[0], 0, k, "start")
+    end = static_int(name, argument, value[1], 0, k, "end")
+    if start >= end:
+        raise ValueError(f"{name}: `{argument}` must satisfy start < end, got {start} and {end}")
+    return start, end
 
 
 def function(name: str, argument: str, value: Any) -> Callable[..., Any]:

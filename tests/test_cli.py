@@ -245,7 +245,7 @@ def test_info_says_in_which_dtype_the_work_is_done(capsys, dtype, said):
         said = {
             ("float64", True): "float64",
             ("float64", False): "float64 becomes float32 because x64 is off",
-            ("int32", True): "int32, computed in float64",
+            ("int32", True): "int32, computed in float32",
             ("int32", False): "int32, computed in float32",
         }[dtype, x64]
     assert main(["info", "5", "4", "--dtype", dtype]) == 0

@@ -12,6 +12,7 @@ import scipy.sparse
 import scipy.sparse.linalg
 from jax import lax
 from jax.experimental import sparse
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxsvd import operators
 from jaxsvd.operators import as_operator, check_adjoint, check_linear
@@ -462,6 +463,8 @@ def test_sparse_operators_are_ordered_where_their_indices_are_known():
     assert as_operator(one).by_row.permutation is None
     assert compiled(as_operator)(a).by_row is None
     assert compiled(as_operator)(as_operator(a)).by_row is not None
+    within = jax.make_jaxpr(lambda data: as_operator(sparse.BCOO((data, a.indices), shape=a.shape)))
+    assert "sort" not in [name for name, _ in equations(within(a.data))]
 
 
 @pytest.mark.x32
@@ -537,6 +540,34 @@ def test_no_dense_array_in_products_of_a_large_sparse_matrix_or_their_derivative
         memory = jax.jit(function).lower(A, X).compile().memory_analysis()
         # A few vectors of nse or blocks of l vectors, 1 MB or less each; a dense array has 10 GB.
         assert memory.temp_size_in_bytes < 40e6
+
+
+@pytest.mark.x32
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_the_platform_is_chosen_when_a_program_is_lowered(platform):
+    def loss(A, X):
+        return jnp.sum(A.matmat(X) ** 2) + jnp.sum(A.rmatmat(A.matmat(X)))
+
+    traced = jax.jit(jax.grad(loss, allow_int=True)).trace(
+        as_operator(bcoo(np.float32)), block(N, np.float32)
+    )
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert ("csr_sparse_dense" in text) == (platform == "cpu")
+
+
+@pytest.mark.x32
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("name", ["dense", "prepared", "low_rank"])
+def test_sharded_blocks(name, kind):
+    _, A, dense = case(name, np.float32)
+    mesh = jax.make_mesh((2,), ("i",), axis_types=(kind,), devices=jax.devices()[:2])
+    X = block(N, np.float32, columns=4)
+    with jax.set_mesh(mesh):
+        sharded = jax.device_put(X, NamedSharding(mesh, PartitionSpec(None, "i")))
+        actual = compiled(lambda A, X: (A.matmat(X), jax.grad(lambda X: jnp.sum(A.matmat(X)))(X)))(
+            A, sharded
+        )
+    assert_within(actual, (dense @ double(X), dense.T @ np.ones((M, 4))), 100)
 
 
 @pytest.mark.x32

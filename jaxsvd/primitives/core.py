@@ -173,4 +173,10 @@ def low_rank(a: Any, k: int) -> jax.Array:
     """
     a = _checks.matrix("low_rank", a)
     given = arguments("low_rank", a, k)
-    return a if k == min(a.shape[-2:]) else _core(*given, multiply=True)
+    if k < min(a.shape[-2:]):
+        return _core(*given, multiply=True)
+
+    def itself(a):  # NaN all over where an entry is, as with every other k
+        return a * jnp.where(jnp.isnan(power_of_two_scale(a)), jnp.nan, 1).astype(a.dtype)
+
+    return over_leading_axes(itself, a)

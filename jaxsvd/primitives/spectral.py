@@ -45,15 +45,19 @@ def protect(T: Callable[[Direction], Direction], E: Direction) -> Direction:
     def to_given(x):
         return lax.complex(x[0], x[1]) if is_complex else x
 
+    # 0 * x in place of zeros, here and in the rules: all parts of a stack must be sharded alike,
+    # which arrays made from a shape alone are not under shard_map and on Explicit meshes.
     def matvec(z):
-        return jnp.stack([to_real(T(to_given(z[0]))) - z[1], -z[0]])
+        Tw = to_real(T(to_given(z[0])))
+        return jnp.stack([Tw - z[1], 0 * Tw - z[0]])
 
     def solve(matvec, b):
         w = -b[1]
-        return jnp.stack([w, matvec(jnp.stack([w, b[0]]))[0]])
+        y = matvec(jnp.stack([w, b[0]]))[0]
+        return jnp.stack([w + 0 * y, y])
 
     e = to_real(E)
-    z = lax.custom_linear_solve(matvec, jnp.stack([jnp.zeros_like(e), -e]), solve, symmetric=True)
+    z = lax.custom_linear_solve(matvec, jnp.stack([0 * e, -e]), solve, symmetric=True)
     return to_given(z[1])
 
 
@@ -74,8 +78,8 @@ class Constants(NamedTuple):
 class Function:
     """A user's elementwise function as a static recipe: f(x, constants), traced at a scalar."""
 
-    def __init__(self, apply: Callable[..., jax.Array], options: Scalar):
-        self.apply, self.options = apply, options
+    def __init__(self, name: str, apply: Callable[..., jax.Array], options: Scalar):
+        self.name, self.apply, self.options = name, apply, options
         self._derived: dict[str, Function] = {}
 
     def scalar(self, constants: Constants) -> Scalar:
@@ -89,7 +93,9 @@ class Function:
             return differentiate(lambda x: self.apply(x, constants))(x)
 
         if "slope" not in self._derived:
-            self._derived["slope"] = Function(apply, self.options._replace(drop_null=True))
+            self._derived["slope"] = Function(
+                self.name, apply, self.options._replace(drop_null=True)
+            )
         return self._derived["slope"]
 
     def variation(self) -> "Function":
@@ -100,20 +106,33 @@ class Function:
             return jax.jvp(lambda c: self.apply(x, constants._replace(moving=c)), (c,), (dc,))[1]
 
         if "variation" not in self._derived:
-            self._derived["variation"] = Function(apply, self.options)
+            self._derived["variation"] = Function(self.name, apply, self.options)
         return self._derived["variation"]
 
 
-def _from_user(name: str, f: Any, dtype, near_tie: float | None) -> tuple[Function, Constants]:
-    """Return a user's f as a static recipe and its constants, or raise if it is not elementwise."""
-    _checks.function(name, "f", f)
+def _traced(name: str, f: Callable, x: Any, values: str) -> tuple[Any, Any]:
+    """Return the jaxpr of f at x and the shape of its result, or raise if f cannot take x."""
     try:
-        closed, shape = jax.make_jaxpr(f, return_shape=True)(jax.ShapeDtypeStruct((), dtype))
+        return jax.make_jaxpr(f, return_shape=True)(x)
     except (TypeError, ValueError, IndexError) as error:
+        reason = str(error).split("\n")[0]
         raise TypeError(
-            f"{name}: `f` must act elementwise on arrays of any shape, got {_checks.describe(f)}, "
-            f"which fails on a single value ({error})"
+            f"{name}: `f` must act elementwise on arrays of any shape and be traceable by JAX, got "
+            f"{_checks.describe(f)}, which fails on {values} ({reason})"
         ) from error
+
+
+def _from_user(
+    name: str, f: Any, like: jax.Array, near_tie: float | None
+) -> tuple[Function, Constants]:
+    """Return a user's f as a static recipe and its constants, or raise if it is not elementwise.
+
+    It is traced at ``like``, a scalar made from the matrix: under `shard_map` that scalar varies
+    over the mesh as the singular values do, and so then do the constants of the recipe.
+    """
+    _checks.function(name, "f", f)
+    dtype = like.dtype
+    closed, shape = _traced(name, f, like, "a single value")
     if jax.tree.structure(shape) != jax.tree.structure(0) or shape.shape != ():
         raise ValueError(
             f"{name}: `f` must act elementwise, one number out for each number in, got "
@@ -141,19 +160,13 @@ def _from_user(name: str, f: Any, dtype, near_tie: float | None) -> tuple[Functi
     moving = [c for c, flag in zip(closed.consts, is_moving, strict=True) if flag]
     fixed = [c for c, flag in zip(closed.consts, is_moving, strict=True) if not flag]
     one = jnp.ones((), dtype)
-    return Function(apply, Scalar(lambda x: x, near_tie)), Constants(moving, fixed, one)
+    return Function(name, apply, Scalar(lambda x: x, near_tie)), Constants(moving, fixed, one)
 
 
 def _probe_elementwise(name: str, f: Callable, dtype) -> None:
     """Compare f on two values at once with f on each, with stand-ins for what it closes over."""
     points = np.array([0.375, 0.8125], dtype)
-    try:
-        both, shape = jax.make_jaxpr(f, return_shape=True)(points)
-    except (TypeError, ValueError, IndexError) as error:
-        raise TypeError(
-            f"{name}: `f` must act elementwise on arrays of any shape, got {_checks.describe(f)}, "
-            f"which fails on two values ({error})"
-        ) from error
+    both, shape = _traced(name, f, points, "two values")
     one = jax.make_jaxpr(f)(points[0])
 
     def stand_in(constant):
@@ -191,9 +204,9 @@ def frechet(kind, f: Function, constants, W, a: jax.Array, directions: tuple) ->
         return kind.first(W, tables, *directions)
     if len(directions) == 2:
         return kind.second(W, tables, *directions)
+    highest = "third" if f.name == "spectral_sum" else "second"
     raise ValueError(
-        "spectral_map: derivatives up to the second order exist, got a request for order "
-        f"{len(directions)}; differentiate `spectral_sum` instead where the loss is a sum"
+        f"{f.name}: derivatives up to the {highest} order exist, got a request for a higher one"
     )
 
 
@@ -257,7 +270,7 @@ def _apply(
     """Trace f, then call of_matrix(function, constants, scaled matrix) for each matrix of a."""
     dtype = a.dtype
     a = _checks.working(a)
-    function, constants = _from_user(name, f, jnp.finfo(a.dtype).dtype, near_tie)
+    function, constants = _from_user(name, f, jnp.sum(jnp.real(a)), near_tie)
 
     def scaled(a):
         scale = power_of_two_scale(a)
@@ -312,7 +325,7 @@ def spectral_map(f: Callable, a: Any, *, near_tie: float | None = None) -> jax.A
     """
     name = "spectral_map"
     a = _checks.matrix(name, a)
-    near_tie = _checks.tolerance(name, "near_tie", near_tie)
+    near_tie = _checks.tolerance(name, "near_tie", near_tie, "the pair")
 
     def of_matrix(function, constants, a):
         if min(a.shape) == 0:
@@ -359,12 +372,14 @@ def spectral_sum(f: Callable, a: Any, *, near_tie: float | None = None) -> jax.A
     """
     name = "spectral_sum"
     a = _checks.matrix(name, a)
-    near_tie = _checks.tolerance(name, "near_tie", near_tie)
+    near_tie = _checks.tolerance(name, "near_tie", near_tie, "the pair")
 
     def of_matrix(function, constants, a):
         if min(a.shape) == 0:
             return jnp.zeros((), jnp.finfo(a.dtype).dtype)
-        return total(function, constants, numbers(a), a)
+        # An f that maps NaN to a number must not hide it.
+        undefined = jnp.where(jnp.isnan(constants.scale), jnp.nan, 1)
+        return total(function, constants, numbers(a), a) * undefined
 
     return _apply(name, f, a, near_tie, of_matrix)
 
@@ -403,7 +418,7 @@ def core_map(f: Callable, C: Any, *, near_tie: float | None = None) -> jax.Array
     """
     name = "core_map"
     C = _checks.square(name, C, "C")
-    near_tie = _checks.tolerance(name, "near_tie", near_tie)
+    near_tie = _checks.tolerance(name, "near_tie", near_tie, "the pair")
 
     def of_matrix(function, constants, C):
         if C.shape[0] == 0:

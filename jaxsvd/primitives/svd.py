@@ -4,7 +4,6 @@ import functools
 from typing import Any, Literal, NamedTuple, overload
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
@@ -232,7 +231,7 @@ def svd(
         _checks.tolerance(name, "degeneracy_tol", degeneracy_tol),
         _checks.flag(name, "fix_signs", fix_signs),
     )
-    result = _svd(a, options, jnp.dtype(a.dtype if result_dtype is None else result_dtype))
+    result = _svd(a, options, _checks.result_dtype(name, result_dtype, a))
     return probe.observe(result) if compute_uv else result
 
 

@@ -174,7 +174,7 @@ class SingularValues:
         x = jnp.broadcast_to(S[:, None], (k, k))
         y = jnp.broadcast_to(S[None, :], (k, k))
         D1, D2 = tables.first(jnp.stack([x, x]), jnp.stack([y, -y])).astype(U.dtype)
-        q = tables.first(S, jnp.zeros_like(S)).astype(U.dtype)
+        q = tables.first(S, 0 * S).astype(U.dtype)
         EV = product(E, V)
         P = adjoint_product(U, EV)
         left = product(U, D1 * herm(P) + D2 * skew(P))
@@ -241,8 +241,8 @@ class SingularValues:
             return M, None
 
         # One middle index at a time: memory k^2, and one table in the compiled program.
-        M, _ = lax.scan(add_middle, jnp.zeros((k, k), dtype), (S, P.mT, P, R.mT, R))
-        zero = jnp.zeros((k, k), S.dtype)
+        M, _ = lax.scan(add_middle, jnp.zeros_like(P), (S, P.mT, P, R.mT, R))
+        zero = 0 * x
         g = tables.second(jnp.stack([x, x]), jnp.stack([zero, zero]), jnp.stack([y, -y]))
         plus, minus = ((g[0] + g[1]) / 2).astype(dtype), ((g[0] - g[1]) / 2).astype(dtype)
         EF_u, EF_v = adjoint_product(E_u, F_u), adjoint_product(E_v, F_v)
@@ -301,7 +301,7 @@ class Eigenvalues:
             table = tables.second(x, jnp.broadcast_to(w_l, (k, k)), x.mT).astype(Q.dtype)
             return M + table * (P_l[:, None] * Rl_[None, :] + R_l[:, None] * Pl_[None, :]), None
 
-        M, _ = lax.scan(add_middle, jnp.zeros((k, k), Q.dtype), (w, P.mT, P, R.mT, R))
+        M, _ = lax.scan(add_middle, jnp.zeros_like(P), (w, P.mT, P, R.mT, R))
         return product(product(Q, M), adjoint(Q))
 
 
