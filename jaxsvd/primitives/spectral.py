@@ -67,12 +67,14 @@ class Constants(NamedTuple):
     Attributes:
         moving: real arrays that are differentiated, a pytree.
         fixed: integer and boolean arrays.
-        scale: the matrix that the function acts on is A / scale.
+        scale: the numbers W are those of A / scale.
+        unit: what the differentiated argument is yet to be divided by; None if it is A / scale.
     """
 
     moving: Any
     fixed: Any
     scale: jax.Array
+    unit: jax.Array | None = None
 
 
 class Function:
@@ -90,7 +92,10 @@ class Function:
         """Return f', counted as 0 in the null space where f'(0) != 0 (a subgradient of a kink)."""
 
         def apply(x, constants):
-            return differentiate(lambda x: self.apply(x, constants))(x)
+            # With respect to s = scale x: scale f'(s) may overflow where f'(s) does not.
+            s = constants.scale.astype(x.dtype) * x
+            at_s = constants._replace(scale=jnp.ones_like(constants.scale))
+            return differentiate(lambda s: self.apply(s, at_s))(s)
 
         if "slope" not in self._derived:
             self._derived["slope"] = Function(
@@ -228,6 +233,17 @@ def _along_constants(evaluate, f: Function, constants: Constants, d_moving) -> j
     return jnp.matmul(columns, steps.astype(columns.dtype), precision=PRECISION)
 
 
+def _split(unit: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return two powers of two near the square root of ``unit`` whose product it is.
+
+    Half of a division before the tables and half after: f'' E / unit has no order of its own in
+    which a large E or a large f'' stays in range together with a small one.
+    """
+    _, exponent = jnp.frexp(unit)
+    half = jnp.ldexp(jnp.ones_like(unit), exponent // 2)
+    return half, unit / half
+
+
 @frechet.defjvp
 def _frechet_jvp(kind, f, primals, tangents):
     constants, W, a, directions = primals
@@ -237,7 +253,13 @@ def _frechet_jvp(kind, f, primals, tangents):
     def with_direction(E, *others):
         return frechet(kind, f, constants, W, a, (*others, E))
 
-    tangent = protect(lambda E: with_direction(E, *directions), da)
+    def along(E):
+        if constants.unit is None:
+            return with_direction(E, *directions)
+        before, after = (x.astype(a.dtype) for x in _split(constants.unit))
+        return with_direction(E / before, *directions) / after
+
+    tangent = protect(along, da)
     for i, dE in enumerate(d_directions):
         others = directions[:i] + directions[i + 1 :]
         tangent = tangent + protect(lambda E, others=others: with_direction(E, *others), dE)
@@ -249,7 +271,7 @@ def _frechet_jvp(kind, f, primals, tangents):
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def total(f: Function, constants, W, a: jax.Array) -> jax.Array:
-    """Return sum_i f(s_i) as a function of a and the constants of f."""
+    """Return sum_i f(s_i) as a function of the unscaled a and the constants of f."""
     del a
     return jnp.sum(f.scalar(constants).f(W.S))
 
@@ -258,7 +280,9 @@ def total(f: Function, constants, W, a: jax.Array) -> jax.Array:
 def _total_jvp(f, primals, tangents):
     constants, W, a = primals
     d_constants, _, da = tangents
-    gradient = frechet(SingularValues, f.slope(), constants, W, a, ())
+    # In the units of a itself: the gradient may be in range where that of A / scale is not.
+    in_units = constants._replace(unit=constants.scale)
+    gradient = frechet(SingularValues, f.slope(), in_units, W, a, ())
     tangent = jnp.sum(jnp.real(jnp.conj(gradient) * da))
     moved = _along_constants(lambda g, c: total(g, c, W, a), f, constants, d_constants.moving)
     return total(f, constants, W, a), tangent if moved is None else tangent + moved
@@ -267,14 +291,14 @@ def _total_jvp(f, primals, tangents):
 def _apply(
     name: str, f: Any, a: jax.Array, near_tie: float | None, of_matrix: Callable
 ) -> jax.Array:
-    """Trace f, then call of_matrix(function, constants, scaled matrix) for each matrix of a."""
+    """Trace f, then call of_matrix(function, constants, a, a / scale) for each matrix of a."""
     dtype = a.dtype
     a = _checks.working(a)
     function, constants = _from_user(name, f, jnp.sum(jnp.real(a)), near_tie)
 
     def scaled(a):
         scale = power_of_two_scale(a)
-        return of_matrix(function, constants._replace(scale=scale), a / scale.astype(a.dtype))
+        return of_matrix(function, constants._replace(scale=scale), a, a / scale.astype(a.dtype))
 
     return _checks.restore(over_leading_axes(scaled, a), dtype)
 
@@ -327,7 +351,7 @@ def spectral_map(f: Callable, a: Any, *, near_tie: float | None = None) -> jax.A
     a = _checks.matrix(name, a)
     near_tie = _checks.tolerance(name, "near_tie", near_tie, "the pair")
 
-    def of_matrix(function, constants, a):
+    def of_matrix(function, constants, _, a):
         if min(a.shape) == 0:
             return a
         return frechet(SingularValues, function, constants, numbers(a), a, ())
@@ -374,12 +398,12 @@ def spectral_sum(f: Callable, a: Any, *, near_tie: float | None = None) -> jax.A
     a = _checks.matrix(name, a)
     near_tie = _checks.tolerance(name, "near_tie", near_tie, "the pair")
 
-    def of_matrix(function, constants, a):
+    def of_matrix(function, constants, a, scaled):
         if min(a.shape) == 0:
             return jnp.zeros((), jnp.finfo(a.dtype).dtype)
         # An f that maps NaN to a number must not hide it.
         undefined = jnp.where(jnp.isnan(constants.scale), jnp.nan, 1)
-        return total(function, constants, numbers(a), a) * undefined
+        return total(function, constants, numbers(scaled), a) * undefined
 
     return _apply(name, f, a, near_tie, of_matrix)
 
@@ -420,7 +444,7 @@ def core_map(f: Callable, C: Any, *, near_tie: float | None = None) -> jax.Array
     C = _checks.square(name, C, "C")
     near_tie = _checks.tolerance(name, "near_tie", near_tie, "the pair")
 
-    def of_matrix(function, constants, C):
+    def of_matrix(function, constants, _, C):
         if C.shape[0] == 0:
             return C
         C = herm(C)
