@@ -8,11 +8,11 @@ import numpy as np
 def extrapolated_difference(g: Callable[[float], np.ndarray], h: float) -> tuple[np.ndarray, float]:
     """Return the derivative of g at 0 by extrapolated central differences, and its error.
 
-    Steps h, h/3, ... down to 3e-6 h, so that gaps of 1e-6 are resolved too; of Neville's tableau
+    Steps h, h/3, ... down to 7e-8 h, so that gaps of 1e-6 are resolved too; of Neville's tableau
     the entry that differs least from its neighbours.
     """
     best, error, previous = np.asarray(np.nan), np.inf, []
-    for i in range(12):
+    for i in range(16):
         step = h / 3**i
         row = [(g(step) - g(-step)) / (2 * step)]
         for j, above in enumerate(previous):

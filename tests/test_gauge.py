@@ -10,17 +10,17 @@ import pytest
 import jaxsvd
 from jaxsvd.rules.gauge import gauge_dependence
 
-RNG = np.random.default_rng(0)
-WEIGHTS = RNG.standard_normal((4, 4))
+WEIGHTS = np.random.default_rng(0).standard_normal((4, 4))
 
 
 def with_spectrum(s, complex_=False, m=4, n=4):
-    """Return a matrix with the given singular values."""
+    """Return a matrix with the given singular values, the same one for the same arguments."""
+    rng = np.random.default_rng(1)
 
     def unitary(size):
-        X = RNG.standard_normal((size, size))
+        X = rng.standard_normal((size, size))
         if complex_:
-            X = X + 1j * RNG.standard_normal((size, size))
+            X = X + 1j * rng.standard_normal((size, size))
         return np.linalg.qr(X)[0]
 
     return jnp.asarray(unitary(m)[:, : len(s)] * np.asarray(s) @ unitary(n)[: len(s)])
