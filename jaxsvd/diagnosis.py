@@ -15,6 +15,7 @@ from . import _checks, _tolerances
 from ._differences import correct_digits, extrapolated_difference
 from ._types import SVDResult
 from .algorithms.router import SCOPE
+from .primitives.batching import vmapped
 from .primitives.gauge import watch
 from .primitives.probe import observing
 from .rules.gauge import skew_parts
@@ -139,10 +140,7 @@ def _record(loss: Callable, A: jax.Array) -> tuple[jax.Array, Records]:
         return cotangent
 
     def observer(result):
-        check = functools.partial(watch, look=look)
-        for _ in range(result.S.ndim - 1):
-            check = jax.vmap(check)
-        return check(result)
+        return vmapped(functools.partial(watch, look=look), result.S.ndim - 1)(result)
 
     with observing(observer):
         gradient = jax.block_until_ready(jax.jit(jax.grad(loss))(A))
@@ -186,10 +184,7 @@ def _with_other_vectors(loss: Callable, A: jax.Array, kind: str) -> np.ndarray:
 
     def with_seed(A, seed):
         def observer(result):
-            turn = functools.partial(one, seed=seed)
-            for _ in range(result.S.ndim - 1):
-                turn = jax.vmap(turn)
-            return turn(result)
+            return vmapped(functools.partial(one, seed=seed), result.S.ndim - 1)(result)
 
         with observing(observer):
             return loss(A)

@@ -25,6 +25,13 @@ def over_leading_axes(function: Callable[[jax.Array], Any], a: jax.Array) -> Any
     return jax.tree.map(lambda x: x.reshape(*batch, *x.shape[1:]), flat)
 
 
+def vmapped(function: Callable[..., Any], axes: int) -> Callable[..., Any]:
+    """Return the function mapped over as many leading axes of all its arguments."""
+    for _ in range(axes):
+        function = jax.vmap(function)
+    return function
+
+
 def power_of_two_scale(a: jax.Array) -> jax.Array:
     """Return the power of two next to the largest magnitude of a matrix, a constant scalar.
 

@@ -13,6 +13,7 @@ from jax import lax
 from .. import _checks, _tolerances
 from .._types import SVDResult
 from ..rules.gauge import GaugeDependence, gauge_dependence
+from .batching import vmapped
 
 Look = Callable[[SVDResult, SVDResult], SVDResult]
 
@@ -160,7 +161,4 @@ def gauge_check(result: Any, on: str = "warn") -> SVDResult:
     result = SVDResult(*(_checks.array("gauge_check", x, "result") for x in result))
     if min(result.S.shape[-1:]) == 0:
         return result
-    check = functools.partial(watch, look=_POLICIES[on])
-    for _ in range(result.S.ndim - 1):
-        check = jax.vmap(check)
-    return check(result)
+    return vmapped(functools.partial(watch, look=_POLICIES[on]), result.S.ndim - 1)(result)

@@ -15,7 +15,7 @@ from ..algorithms.randomized import sketch_svd
 from ..operators.base import Operator
 from ..operators.dense import Dense
 from ..rules.phase import fix_phases
-from .batching import over_leading_axes
+from .batching import over_leading_axes, vmapped
 from .truncated import (
     Config,
     Run,
@@ -166,6 +166,4 @@ def residuals(a: Any, result: SVDResult) -> jax.Array:
     if isinstance(a, Operator):
         return residual_norms(a, SVDResult(U, S, Vh))
     norms = lambda a, result: residual_norms(Dense(a), result)  # noqa: E731
-    for _ in batch:
-        norms = jax.vmap(norms)
-    return norms(_checks.working(jnp.asarray(a)), SVDResult(U, S, Vh))
+    return vmapped(norms, len(batch))(_checks.working(jnp.asarray(a)), SVDResult(U, S, Vh))
