@@ -1,0 +1,125 @@
+"""What all suites share: clocks, peak memory, the machine's name, and how a result is written down.
+
+A suite is a module with `run(quick) -> Report`. Times are medians of interleaved calls in one
+process, compilation apart: only their ratios carry over to another run or machine.
+"""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One contender in one case.
+
+    Attributes:
+        case: what was computed.
+        name: who computed it.
+        seconds: median of a whole call; None where the target was not reached.
+        compile: seconds that the first call took longer.
+        memory: bytes of resident memory that a call adds at its peak.
+        error: what the suite says it measures.
+        note: settings, or why there is no figure.
+    """
+
+    case: str
+    name: str
+    seconds: float | None
+    compile: float | None = None
+    memory: int | None = None
+    error: float | None = None
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """A figure against its bar."""
+
+    case: str
+    what: str
+    measured: float
+    bar: float
+    at_least: bool = True
+
+    @property
+    def holds(self) -> bool:
+        """Whether the bar is reached; NaN never does."""
+        return self.measured >= self.bar if self.at_least else self.measured <= self.bar
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a suite returns: all rows, the claims on them, and what ``error`` means."""
+
+    rows: list[Row]
+    claims: list[Claim]
+    error: str = "error"
+
+
+def medians(
+    calls: Mapping[str, Callable[[], Any]], repeats: int = 9, warm: int = 1
+) -> dict[str, float]:
+    """Return the median seconds of each call, the calls taking turns."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(warm + repeats):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            if turn >= warm:
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(spent) for name, spent in times.items()}
+
+
+def first_call(call: Callable[[], Any]) -> tuple[Any, float]:
+    """Return the result of a call and its seconds: tracing, compiling and one run."""
+    start = time.perf_counter()
+    result = jax.block_until_ready(call())
+    return result, time.perf_counter() - start
+
+
+def _status(field: str) -> int:
+    with open("/proc/self/status") as file:
+        line = next(line for line in file if line.startswith(field))
+    return 1024 * int(line.split()[1])
+
+
+def peak_memory(call: Callable[[], Any]) -> int | None:
+    """Return the bytes of resident memory that a call adds at its peak; None outside Linux."""
+    with contextlib.suppress(OSError):
+        before = _status("VmRSS:")
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")  # resets the peak
+        jax.block_until_ready(call())
+        return max(0, _status("VmHWM:") - before)
+    return None
+
+
+def hardware() -> str:
+    """Return a short name of the machine the arrays live on, fit for a file name."""
+    device = jax.devices()[0]
+    name = device.device_kind
+    if device.platform == "cpu":
+        name = platform.processor() or platform.machine()
+        with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
+            name = next((x.split(":")[1] for x in file if x.startswith("model name")), name)
+        name = f"{name} {len(os.sched_getaffinity(0))} cores"
+    words = name.replace("(R)", "").replace("(TM)", "").replace("CPU", "").split()
+    return "-".join("".join(c for c in word if c.isalnum() or c in ".-") for word in words).lower()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of all that may take part."""
+    found = {"python": platform.python_version()}
+    for name in ("jaxsvd", "jax", "jaxlib", "numpy", "scipy", "scikit-learn", "torch", "matfree"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
