@@ -158,3 +158,15 @@ def function(name: str, argument: str, value: Any) -> Callable[..., Any]:
     if not callable(value):
         raise TypeError(f"{name}: `{argument}` must be a function, got {describe(value)}")
     return value
+
+
+def positive(name: str, argument: str, value: Any) -> Any:
+    """Return a positive real number, or raise; a traced one is taken as it is."""
+    if isinstance(value, Tracer):
+        return value
+    is_number = isinstance(value, (int, float, np.number, np.ndarray, jax.Array))
+    if not is_number or isinstance(value, (bool, np.bool_)) or np.iscomplexobj(value):
+        raise TypeError(f"{name}: `{argument}` must be a positive number, got {describe(value)}")
+    if np.shape(value) != () or not value > 0:
+        raise ValueError(f"{name}: `{argument}` must be a number > 0, got {describe(value)}")
+    return value
