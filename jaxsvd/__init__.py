@@ -1,8 +1,11 @@
 """The singular value decomposition in JAX, with derivatives that are right everywhere."""
 
+from . import norms as norms
 from . import operators as operators
+from . import regularizers as regularizers
 from . import rules as rules
 from . import track as track
+from . import transforms as transforms
 from ._types import CoreSVD as CoreSVD
 from ._types import Info as Info
 from ._types import SVDResult as SVDResult
@@ -38,8 +41,10 @@ __all__ = [
     "diagnose",
     "gauge_check",
     "low_rank",
+    "norms",
     "operators",
     "randomized_svd",
+    "regularizers",
     "residuals",
     "rules",
     "spectral_map",
@@ -47,5 +52,6 @@ __all__ = [
     "svd",
     "svdvals",
     "track",
+    "transforms",
     "truncated_svd",
 ]

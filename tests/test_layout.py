@@ -80,7 +80,7 @@ INSIDE = {
         "spectral",
         "gauge",
     ],
-    "norms": ["sums", "spectral", "convolution"],
+    "norms": ["sums", "bounds", "convolution", "largest"],
     "transforms": ["projections", "updates", "low_rank"],
     "lora": [],
     "compress": [],
