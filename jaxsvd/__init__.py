@@ -1,5 +1,6 @@
 """The singular value decomposition in JAX, with derivatives that are right everywhere."""
 
+from . import linalg as linalg
 from . import norms as norms
 from . import operators as operators
 from . import regularizers as regularizers
@@ -40,6 +41,7 @@ __all__ = [
     "core_svd",
     "diagnose",
     "gauge_check",
+    "linalg",
     "low_rank",
     "norms",
     "operators",

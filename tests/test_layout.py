@@ -68,7 +68,7 @@ INSIDE = {
         "streaming",
         "router",
     ],
-    "rules": ["phase", "dense", "truncated", "core", "spectral", "gauge"],
+    "rules": ["phase", "dense", "truncated", "core", "spectral", "closed", "gauge"],
     "primitives": [
         "batching",
         "probe",
@@ -80,6 +80,7 @@ INSIDE = {
         "spectral",
         "gauge",
     ],
+    "linalg": ["maps", "solve", "alignment", "spaces", "rank", "hermitian"],
     "norms": ["sums", "bounds", "convolution", "largest"],
     "transforms": ["projections", "updates", "low_rank"],
     "lora": [],
