@@ -1,4 +1,4 @@
-"""truncated_svd, randomized_svd, core_svd on large inputs, track: accuracy and exact gradients."""
+"""Top-k triplets: the promised accuracy; gradients are in test_truncated_gradients."""
 
 import functools
 
@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental import sparse
 
 import jaxsvd
 from jaxsvd import operators
@@ -39,6 +38,9 @@ def with_spectrum(s, is_complex=False):
     return (U * s) @ V.conj().T
 
 
+E = np.random.default_rng(2).standard_normal((M, N))
+
+
 def numpy_residual(A, result):
     A, (U, S, Vh) = np.asarray(A), (np.asarray(x) for x in result)
     V = Vh.conj().T
@@ -58,7 +60,7 @@ def test_promised_residual_and_orthonormality(name, method):
     assert numpy_residual(A, result) <= max(tol, 1e-13)
     eps = np.finfo(np.float64).eps
     for X in (result.U, result.Vh.T):
-        assert np.linalg.norm(np.asarray(X.T @ X) - np.eye(K)) <= 10 * eps * K
+        assert np.linalg.norm(np.asarray(X.T @ X) - np.eye(K)) <= 10 * eps * K**0.5
     np.testing.assert_allclose(result.S, s[:K], atol=1e-12 * s[0] + tol**2)
     assert int(info.rank) == np.sum(s[:K] > 1e-12)
     np.testing.assert_allclose(
@@ -74,169 +76,6 @@ def test_float32(scale):
     assert bool(info.converged)
     assert numpy_residual(np.float64(A), jax.tree.map(np.float64, result)) <= 1.2e-5
     np.testing.assert_allclose(result.S / scale, SPECTRA["slow"][:K], rtol=1e-5)
-
-
-WEIGHTS = np.arange(1.0, K + 1)
-G = np.random.default_rng(1).standard_normal((M, N))
-E = np.random.default_rng(2).standard_normal((2, M, N))
-
-
-def loss_of(triplets, is_complex):
-    """A loss of single vectors, phases excluded, through any function that returns triplets."""
-    dtype = complex if is_complex else float
-
-    def loss(A):
-        U, S, Vh = triplets(A)
-        weighted = (
-            U * jnp.asarray(WEIGHTS * 1.0, U.dtype)[None, :] * (S**2).astype(U.dtype)[None, :]
-        )
-        part = jnp.sum(jnp.real((weighted @ Vh) * jnp.asarray(G, dtype)))
-        return part + jnp.sum(jnp.abs(U[:3]) ** 4 * jnp.asarray(WEIGHTS)[None, :])
-
-    return loss
-
-
-def leading_of_full(A):
-    U, S, Vh = jaxsvd.svd(A, full_matrices=False)
-    return U[:, :K], S[:K], Vh[:K]
-
-
-def relative(x, y):
-    return float(jnp.linalg.norm(x - y) / jnp.linalg.norm(y))
-
-
-def three_hessian_products(loss, A, dA):
-    gradient = jax.grad(loss)
-    return (
-        jax.jvp(gradient, (A,), (dA,))[1],
-        jax.grad(lambda A: jax.jvp(loss, (A,), (dA,))[1])(A),
-        jax.grad(lambda A: jnp.sum(jnp.real(gradient(A) * dA)))(A),
-    )
-
-
-@pytest.mark.parametrize("is_complex", [False, True])
-def test_gradient_and_hessian_equal_those_of_the_full_svd(is_complex):
-    A = jnp.asarray(with_spectrum(SPECTRA["slow"], is_complex))
-    dA = jnp.asarray(E[0] + 1j * E[1] if is_complex else E[0])
-    krylov = loss_of(lambda A: jaxsvd.truncated_svd(A, K, method="krylov"), is_complex)
-    full = loss_of(leading_of_full, is_complex)
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def derivatives(loss, A, dA):
-        return (
-            jax.grad(loss)(A),
-            jax.jvp(loss, (A,), (dA,))[1][None],
-            *three_hessian_products(loss, A, dA),
-        )
-
-    for ours, exact in zip(derivatives(krylov, A, dA), derivatives(full, A, dA), strict=True):
-        assert relative(ours, exact) < 1e-8
-
-
-@pytest.mark.parametrize("ratio", [0.9, 0.99])
-def test_gradient_at_small_gaps(ratio):
-    s = np.where(I <= K, 2.0 - I / K * 0.8, 1.2 * ratio * (K + 1.0) / I)
-    A = jnp.asarray(with_spectrum(s))
-    for shape in (A, A.T):
-        weights = jnp.asarray(G if shape is A else G.T)
-
-        def loss(A, triplets, weights=weights):
-            U, S, Vh = triplets(A)
-            return jnp.sum((U * S[None, :] @ Vh) * weights)
-
-        ours = jax.jit(jax.grad(lambda A: loss(A, lambda A: jaxsvd.truncated_svd(A, K))))(shape)
-        exact = jax.jit(jax.grad(lambda A: loss(A, leading_of_full)))(shape)
-        assert relative(ours, exact) < 1e-8
-
-
-def test_core_svd_by_krylov_is_exact_at_ties():
-    A = jnp.asarray(with_spectrum(SPECTRA["ties in the kept part"]))
-    dA = jnp.asarray(E[0])
-
-    def loss(method):
-        def of(A):
-            U, C, Vh = jaxsvd.core_svd(A, K, method=method)
-            return jnp.sum((U @ C @ C @ C @ Vh) * jnp.asarray(G))
-
-        return of
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def derivatives(method, A, dA):
-        of = loss(method)
-        return jax.grad(of)(A), *three_hessian_products(of, A, dA)
-
-    exact, ours = derivatives("full", A, dA), derivatives("krylov", A, dA)
-    for x, y in zip(ours, exact, strict=True):
-        assert relative(x, y) < 1e-8
-
-
-def test_parameters_of_operators():
-    rng = np.random.default_rng(3)
-    base = jnp.asarray(with_spectrum(SPECTRA["exponential"]))
-    weights = jnp.asarray(rng.random(N) + 0.5)
-    cases = {
-        "Function": (
-            lambda w: operators.Function(lambda w, x: base @ (w * x), w, (N,)),
-            lambda w: base * w[None, :],
-            weights,
-        ),
-        "Centered": (
-            lambda a: operators.Centered.of_columns(operators.Dense(a)),
-            lambda a: a - jnp.mean(a, axis=0, keepdims=True),
-            base + 0.01,
-        ),
-        "Sum and LowRank": (
-            lambda s: operators.Dense(base) + operators.LowRank(base[:, :2], s, base[:2]),
-            lambda s: base + (base[:, :2] * s[None, :]) @ base[:2],
-            jnp.asarray([0.3, -0.2]),
-        ),
-    }
-    for name, (operator_of, dense_of, parameters) in cases.items():
-
-        def loss(p, triplets, operator_of):
-            U, S, Vh = triplets(operator_of(p))
-            return jnp.sum((U * S[None, :] @ Vh) * jnp.asarray(G))
-
-        ours = jax.grad(loss)(parameters, lambda A: jaxsvd.truncated_svd(A, K), operator_of)
-        exact = jax.grad(loss)(parameters, leading_of_full, dense_of)
-        assert relative(ours, exact) < 1e-8, name
-
-
-def random_sparse(m, n, nonzeros, seed=0):
-    rng = np.random.default_rng(seed)
-    indices = np.stack([rng.integers(0, m, nonzeros), rng.integers(0, n, nonzeros)], axis=1)
-    values = rng.standard_normal(nonzeros)
-    values[: m // 10] *= 30  # some large entries: a spectrum with gaps
-    return sparse.BCOO((jnp.asarray(values), jnp.asarray(indices)), shape=(m, n))
-
-
-def test_sparse_gradient_is_sparse_and_exact():
-    A = random_sparse(M, N, 3000).sum_duplicates()
-    dense = A.todense()
-
-    def loss(A):
-        return jnp.sum(jaxsvd.truncated_svd(A, K).U[:50] ** 4)
-
-    gradient = sparse.grad(loss)(A)
-    assert isinstance(gradient, sparse.BCOO)
-    np.testing.assert_array_equal(gradient.indices, A.indices)
-    exact = jax.grad(lambda a: jnp.sum(leading_of_full(a)[0][:50] ** 4))(dense)
-    np.testing.assert_allclose(
-        gradient.data, exact[A.indices[:, 0], A.indices[:, 1]], atol=1e-8 * float(abs(exact).max())
-    )
-
-
-def test_large_sparse_gradient_never_forms_the_matrix():
-    n = 50_000
-    A = random_sparse(n, n, 200_000)
-
-    def loss(data):
-        result = jaxsvd.truncated_svd(sparse.BCOO((data, A.indices), shape=A.shape), 4, tol=1e-4)
-        return jnp.sum(result.S)
-
-    compiled = jax.jit(jax.grad(loss)).lower(A.data).compile()
-    analysis = compiled.memory_analysis()
-    assert analysis.temp_size_in_bytes < 0.05 * n * n  # 125 MB, where a matrix would be 20 GB
 
 
 def test_vmap_equals_a_leading_axis_and_a_loop():
@@ -269,27 +108,10 @@ def test_randomized_svd_is_deterministic_and_reports_its_residual():
     np.testing.assert_allclose(result.S, SPECTRA["exponential"][:K], rtol=1e-8)
 
 
-def test_gradient_error_follows_the_measured_error():
-    A = jnp.asarray(with_spectrum(SPECTRA["slow"]))
-
-    def loss(A, triplets):
-        U, S, Vh = triplets(A)
-        return jnp.sum((U * S[None, :] @ Vh) * jnp.asarray(G))
-
-    exact = jax.grad(loss)(A, leading_of_full)
-    for tol in (1e-2, 1e-4, 1e-6):
-        _, info = jaxsvd.truncated_svd(A, K, method="subspace", tol=tol, return_info=True)
-        ours = jax.grad(loss)(
-            A, lambda A, tol=tol: jaxsvd.truncated_svd(A, K, method="subspace", tol=tol)
-        )
-        measured = relative(ours, exact)
-        assert measured <= 10 * float(info.gradient_error)
-
-
 def test_start_strict_and_iteration_limit():
     A = jnp.asarray(with_spectrum(SPECTRA["slow"]))
     cold, cold_info = jaxsvd.truncated_svd(A, K, method="subspace", tol=1e-6, return_info=True)
-    nearby = A + 1e-6 * jnp.asarray(E[0])
+    nearby = A + 1e-6 * jnp.asarray(E)
     _, warm_info = jaxsvd.truncated_svd(
         nearby, K, method="subspace", tol=1e-6, start=cold, return_info=True
     )
@@ -311,45 +133,49 @@ def test_not_finite_in_nan_out(value):
         assert not bool(info.converged)
 
 
-@pytest.mark.parametrize("tol", [1e-1, 1e-2, 1e-5])
-@pytest.mark.parametrize("name", ["exponential", "sigmoid"])
-def test_adaptive_svd_finds_the_smallest_rank(name, tol):
-    s = {"exponential": SPECTRA["exponential"], "sigmoid": 1e-8 + 1 / (1 + np.exp(I - 30.0))}[name]
-    A = jnp.asarray(with_spectrum(s))
-    tails = np.sqrt(np.cumsum((s**2)[::-1])[::-1] / np.sum(s**2))
-    for seed in range(3):
-        result, info = jaxsvd.adaptive_svd(
-            jax.random.key(seed), A, tol, max_rank=100, return_info=True
-        )
-        U, S, Vh = (np.asarray(x) for x in result)
-        assert np.linalg.norm(A - U * S @ Vh) <= tol * np.linalg.norm(s)
-        assert bool(info.converged)
-        assert abs(int(info.rank) - np.argmax(tails <= tol)) <= 1
-        assert np.count_nonzero(S) == int(info.rank)
+RANKS = {
+    "i^-2": I**-2.0,
+    "exponential": SPECTRA["exponential"],
+    "sigmoid": 1e-4 + 1 / (1 + np.exp(np.minimum(I - 30.0, 700))),
+}
+SEEDS = 100
 
 
-def test_adaptive_svd_gradient_is_that_of_its_rank():
-    A = jnp.asarray(with_spectrum(SPECTRA["exponential"]))
-    key = jax.random.key(0)
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def adaptive_over_seeds(keys, A, tol, max_rank):
+    return jax.vmap(
+        lambda key: jaxsvd.adaptive_svd(key, A, tol, max_rank=max_rank, return_info=True)
+    )(keys)
 
-    def reconstruction(triplets):
-        U, S, Vh = triplets
-        return jnp.sum((U * S[None, :] @ Vh) * jnp.asarray(G))
 
-    _, info = jaxsvd.adaptive_svd(key, A, 0.05, max_rank=60, return_info=True)
-    rank = int(info.rank)
-    ours = jax.grad(lambda A: reconstruction(jaxsvd.adaptive_svd(key, A, 0.05, max_rank=60)))(A)
-
-    def exact(A):
-        U, S, Vh = jaxsvd.svd(A, full_matrices=False)
-        return reconstruction((U[:, :rank], S[:rank], Vh[:rank]))
-
-    assert relative(ours, jax.grad(exact)(A)) < max(10 * float(info.gradient_error), 1e-4)
+# A relative error of 1e-6 keeps 97 triplets of the exponential and all 280 of the other two.
+@pytest.mark.parametrize(
+    ("tol", "dtype", "names", "max_rank"),
+    [
+        pytest.param(1e-1, np.float32, RANKS, 48, id="0.1"),
+        pytest.param(1e-2, np.float32, RANKS, 48, id="0.01"),
+        pytest.param(1e-6, np.float64, ["exponential"], 112, id="1e-6"),
+        pytest.param(1e-6, np.float64, ["i^-2", "sigmoid"], N, id="1e-6, all"),
+    ],
+)
+def test_adaptive_svd_finds_the_smallest_rank(tol, dtype, names, max_rank):
+    keys = jax.random.split(jax.random.key(0), SEEDS)
+    for name in names:
+        A = with_spectrum(RANKS[name]).astype(dtype)
+        s = np.linalg.svd(A.astype(np.float64), compute_uv=False)
+        tails = np.sqrt(np.append(np.cumsum((s**2)[::-1])[::-1], 0))
+        smallest = np.argmax(tails <= tol * tails[0])
+        result, info = adaptive_over_seeds(keys, jnp.asarray(A), tol, max_rank)
+        assert bool(np.all(info.converged)), name
+        assert np.all(abs(np.asarray(info.rank) - smallest) <= 16), name
+        np.testing.assert_array_equal(np.count_nonzero(result.S, axis=1), info.rank)
+        for U, S, Vh in zip(*(np.float64(x) for x in result), strict=True):
+            assert np.linalg.norm(A - (U * S) @ Vh) <= tol * tails[0], name
 
 
 def test_track_follows_a_changing_matrix():
     A = jnp.asarray(with_spectrum(SPECTRA["exponential"]))
-    drift = 1e-5 * jnp.asarray(E[0]) / np.sqrt(M)
+    drift = 1e-5 * jnp.asarray(E) / np.sqrt(M)
     state = jaxsvd.track.init(A, K)
     for _ in range(15):
         state, _, info = jaxsvd.track.step(A, state, tol=1e-6)
@@ -368,13 +194,47 @@ def test_track_follows_a_changing_matrix():
 
 
 def test_no_retrace_when_only_data_changes():
-    from jaxsvd.primitives.truncated import _truncated_svd
+    traces = []
 
-    A = jnp.asarray(with_spectrum(SPECTRA["slow"]))
-    jaxsvd.truncated_svd(A, K)
-    before = _truncated_svd._cache_size()
-    jaxsvd.truncated_svd(A + 1, K)
-    assert _truncated_svd._cache_size() == before
+    def times(w, x):  # runs when a program is traced, never when it is reused
+        traces.append(None)
+        return w * x
+
+    def call(w, start):
+        op = operators.Function(times, w, (N,))
+        traces.clear()  # the operator looks at its function's output shape
+        return jaxsvd.truncated_svd(op, K, start=start, return_info=True)
+
+    first, _ = call(jnp.asarray(SPECTRA["exponential"]), None)
+    warm, _ = call(jnp.asarray(SPECTRA["slow"]), first)
+    assert traces
+    again, info = call(jnp.asarray(SPECTRA["one gap"]), warm)
+    assert not traces
+    assert bool(info.converged)
+    np.testing.assert_allclose(again.S, SPECTRA["one gap"][:K], rtol=1e-9)
+
+
+def test_scan_over_a_sequence_with_warm_start():
+    A = with_spectrum(SPECTRA["exponential"])
+    drift = 1e-6 * E / np.sqrt(M)
+    options = {"method": "subspace", "tol": 1e-6, "return_info": True}
+
+    @jax.jit
+    def sequence(A, start):
+        def body(carry, _):
+            A, start = carry
+            result, info = jaxsvd.truncated_svd(A, K, start=start, **options)
+            return (A + drift, result), (result.S, info.iterations, info.converged)
+
+        return jax.lax.scan(body, (A, start), None, length=4)[1]
+
+    start, cold = jaxsvd.truncated_svd(jnp.asarray(A), K, **options)
+    S, iterations, converged = sequence(jnp.asarray(A), start)
+    assert bool(converged.all())
+    assert int(iterations.max()) < int(cold.iterations)
+    for step in range(4):
+        exact = np.linalg.svd(A + step * drift, compute_uv=False)[:K]
+        np.testing.assert_allclose(S[step], exact, rtol=1e-9)
 
 
 @pytest.mark.parametrize(
