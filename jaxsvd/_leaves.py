@@ -76,14 +76,15 @@ def _axes_of(name: str, path: str, leaf: Any, axes: Axes) -> tuple[tuple, tuple]
     ndim = len(leaf.shape)
     if ndim == 2:
         return (0,), (1,)
+    pair: Any = axes
     if isinstance(axes, Mapping):
-        axes = next((pair for pattern, pair in axes.items() if re.search(pattern, path)), None)
+        pair = next((pair for pattern, pair in axes.items() if re.search(pattern, path)), None)
     elif callable(axes):
-        axes = axes(path, leaf)
-    if axes is None:
+        pair = axes(path, leaf)
+    if pair is None:
         return None
     try:
-        rows, columns = (tuple(x) if isinstance(x, (tuple, list)) else (x,) for x in axes)
+        rows, columns = (tuple(x) if isinstance(x, (tuple, list)) else (x,) for x in pair)
     except (TypeError, ValueError):
         rows, columns = (), ()
     given = (*rows, *columns)
@@ -91,7 +92,7 @@ def _axes_of(name: str, path: str, leaf: Any, axes: Axes) -> tuple[tuple, tuple]
     if not rows or not columns or not in_range or len({a % ndim for a in given}) < len(given):
         raise ValueError(
             f"{name}: `axes` must be a pair (rows, columns) of different axes of leaf {path!r}, "
-            f"which has shape {tuple(leaf.shape)}, got {axes!r}"
+            f"which has shape {tuple(leaf.shape)}, got {pair!r}"
         )
     return tuple(axis % ndim for axis in rows), tuple(axis % ndim for axis in columns)
 

@@ -300,7 +300,8 @@ class Report(NamedTuple):
         return table + (f"<p>{html.escape(self._note())}</p>" if self.left_out else "")
 
 
-def _row(layer: str, shape: tuple[int, int], s: np.ndarray) -> Row:
+def _row(layer: str, m: int, n: int, s: np.ndarray) -> Row:
+    shape = m, n
     largest = s[0] if s.size and s[0] > 0 else np.nan
     x = s.astype(np.float64) / largest
     p = x / np.sum(x)
@@ -346,7 +347,7 @@ def report(params: Any, where: Where = None, axes: Axes = None) -> Report:
         values = np.asarray(svdvals(_checks.working(matrix)))
         for index in np.ndindex(values.shape[:-1]):
             layer = path + (f"[{', '.join(map(str, index))}]" if index else "")
-            rows.append(_row(layer, matrix.shape[-2:], values[index]))
+            rows.append(_row(layer, matrix.shape[-2], matrix.shape[-1], values[index]))
     left_out = [
         path
         for path, leaf in _leaves.paths(params)

@@ -76,15 +76,27 @@ def gram_bound(a: jax.Array, steps: int) -> jax.Array:
     if min(a.shape) == 0:
         return jnp.zeros((), jnp.finfo(a.dtype).dtype)
     G = a if a.shape[0] >= a.shape[1] else adjoint(a)
-    scales, errors = [power_of_two_scale(G)], []
-    G = G / scales[0].astype(G.dtype)
-    for _ in range(steps):
-        relative = gamma(_roundings(G.shape[0]) + 4, G.dtype)
-        errors.append(relative * lax.stop_gradient(_squares(G)))
-        G = _gram(G)
-        scales.append(power_of_two_scale(G))
-        G = G / scales[-1].astype(G.dtype)
-    bound = _root_up(_squares(G))
-    for scale, error in zip(reversed(scales[1:]), reversed(errors), strict=True):
-        bound = _root_up((scale * bound + error) * (1 + 4 * _tolerances.eps(a.dtype)))
-    return scales[0] * bound
+    scale = power_of_two_scale(G)
+    G = G / scale.astype(G.dtype)
+    if steps == 0:
+        return scale * _root_up(_squares(G))
+    # The first step shortens the matrix; all others are alike.
+    G, first = _step(G)
+    G, rest = lax.scan(lambda G, _: _step(G), G, length=steps - 1)
+    bound, _ = lax.scan(_backwards, _root_up(_squares(G)), rest, reverse=True)
+    return scale * _backwards(bound, first)[0]
+
+
+def _step(G: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """Return G^H G / c, and (c, the rounding error of G^H G)."""
+    relative = gamma(_roundings(G.shape[0]) + 4, G.dtype)
+    error = relative * lax.stop_gradient(_squares(G))
+    G = _gram(G)
+    scale = power_of_two_scale(G)
+    return G / scale.astype(G.dtype), (scale, error)
+
+
+def _backwards(bound: jax.Array, of_step: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+    """Return the bound of G_t from that of G_{t+1}."""
+    scale, error = of_step
+    return _root_up((scale * bound + error) * (1 + 4 * _tolerances.eps(bound.dtype))), None

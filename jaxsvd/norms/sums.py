@@ -11,13 +11,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.core import Tracer
 
 from .. import _checks, _tolerances
 from ..algorithms.products import adjoint, adjoint_product, product
 from ..operators.adapters import as_operator
 from ..primitives.batching import over_leading_axes, power_of_two_scale
-from ..primitives.core import core_svd, low_rank
+from ..primitives.core import core_svd
 from ..primitives.spectral import spectral_sum
 
 
@@ -366,7 +367,7 @@ def tail_energy(a: Any, k: int) -> jax.Array:
 
     Zero exactly on the matrices of rank k or less, and smooth there: a penalty for a rank.
 
-    Cost: that of `low_rank`.
+    Cost: that of `low_rank`; derivatives that of `core_svd`.
 
     Args:
         a: array (..., m, n), real or complex; a sparse matrix or operator is multiplied out.
@@ -395,5 +396,11 @@ def tail_energy(a: Any, k: int) -> jax.Array:
 
 
 def _tail_energy(a, scale, k):
-    rest = a - low_rank(a, k) if k else a
-    return scale * (scale * _squares(rest))
+    if k == 0:
+        return scale * (scale * _squares(a))
+    U, C, Vh = core_svd(a, k)
+    value = lax.stop_gradient(_squares(a - product(product(U, C), Vh)))
+    # |A|^2 - |C|^2 has no correct digit where the tail is small, but all derivatives at the price
+    # of those of C: they are those of numbers of the size of A in either form.
+    difference = _squares(a) - _squares(C)
+    return scale * (scale * (value + (difference - lax.stop_gradient(difference))))

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 from jax.tree_util import GetAttrKey, KeyPath, tree_flatten_with_path
+from jax.typing import ArrayLike
 
 from .. import _checks, _leaves, track
 from .._leaves import Axes, Where
@@ -43,7 +44,7 @@ class LowRankState(NamedTuple):
         base: state of the base optimizer, for leaves (..., rank, long) in place of the selected.
     """
 
-    count: jax.Array  # shape=(), dtype=jnp.int32
+    count: ArrayLike  # shape=(), dtype=jnp.int32
     basis: dict[str, jax.Array]
     base: optax.OptState
 
@@ -54,7 +55,8 @@ def _wide(a: jax.Array) -> jax.Array:
 
 
 def _randomized(G: jax.Array, P: jax.Array, key: jax.Array) -> jax.Array:
-    return randomized_svd(key, G, P.shape[-1]).U
+    result: Any = randomized_svd(key, G, P.shape[-1])
+    return result.U
 
 
 def _warm(G: jax.Array, P: jax.Array, key: jax.Array) -> jax.Array:
@@ -195,7 +197,7 @@ def scale_by_low_rank(
         tree = _leaves.replace(params, places, proxies)
         return LowRankState(jnp.zeros((), jnp.int32), basis, base.init(tree))
 
-    def update(updates: Any, state: LowRankState, params: Any = None):
+    def update(updates: Any, state: Any, params: Any = None):
         del params
         places = select(updates)
         if set(state.basis) != set(places):

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from .. import _checks, _leaves, _tolerances
 from .._leaves import Axes, Where
@@ -30,7 +31,7 @@ def _on_updates(
         _leaves.select(params, where, axes, name=name)
         return optax.EmptyState()
 
-    def update(updates: Any, state: optax.EmptyState, params: Any = None):
+    def update(updates: Any, state: Any, params: Any = None):
         del params
         places = _leaves.select(updates, where, axes, name=name)
         return _leaves.update(function, updates, places), state
@@ -100,7 +101,7 @@ def keep_params_spectral(
         _leaves.select(params, where, axes, name=name)
         return optax.EmptyState()
 
-    def update(updates: Any, state: optax.EmptyState, params: Any = None):
+    def update(updates: Any, state: Any, params: Any = None):
         project = lambda a: clip(a, max_norm)  # noqa: E731
         return _as_update(name, project, updates, params, where, axes), state
 
@@ -110,7 +111,7 @@ def keep_params_spectral(
 class ProxNuclearState(NamedTuple):
     """State of `prox_nuclear`."""
 
-    count: jax.Array  # shape=(), dtype=jnp.int32
+    count: ArrayLike  # shape=(), dtype=jnp.int32
 
 
 def prox_nuclear(
@@ -159,7 +160,7 @@ def prox_nuclear(
         _leaves.select(params, where, axes, name=name)
         return ProxNuclearState(jnp.zeros((), jnp.int32))
 
-    def update(updates: Any, state: ProxNuclearState, params: Any = None):
+    def update(updates: Any, state: Any, params: Any = None):
         limit = jnp.asarray(threshold if schedule is None else schedule(state.count))
         shrink = lambda a: soft_threshold(a, limit)  # noqa: E731
         updates = _as_update(name, shrink, updates, params, where, axes)
