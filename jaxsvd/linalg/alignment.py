@@ -215,10 +215,13 @@ def procrustes(a: Any, b: Any) -> Procrustes:
 
 
 @functools.partial(jax.jit, static_argnames=("dtype",))
-def _kabsch(P: jax.Array, Q: jax.Array, weights: jax.Array, dtype: DTypeLike) -> Alignment:
-    def of_sets(P, Q, w):
-        w = w / maps.scaled(w)[1]
-        w = (w / jnp.sum(w))[:, None]
+def _kabsch(P: jax.Array, Q: jax.Array, weights: jax.Array | None, dtype: DTypeLike) -> Alignment:
+    def of_sets(P, Q, *w):
+        if w:
+            w = w[0] / maps.scaled(w[0])[1]
+            w = (w / jnp.sum(w))[:, None]
+        else:  # a scalar: XLA would fold a constant array of ones for seconds
+            w = 1 / P.shape[0]
         p, q = jnp.sum(w * P, axis=0), jnp.sum(w * Q, axis=0)
         # The rotation does not depend on the units of the two sets.
         (P, _), (Q, _) = maps.scaled(P - p[None, :]), maps.scaled(Q - q[None, :])
@@ -226,7 +229,8 @@ def _kabsch(P: jax.Array, Q: jax.Array, weights: jax.Array, dtype: DTypeLike) ->
         R = maps.rotation("kabsch", H)
         return Alignment(R, q - product(R, p[:, None])[:, 0])
 
-    result = vmapped(of_sets, P.ndim - 2)(P, Q, weights)
+    arrays = (P, Q) if weights is None else (P, Q, weights)
+    result = vmapped(of_sets, P.ndim - 2)(*arrays)
     return jax.tree.map(lambda x: _checks.restore(x, dtype), result)
 
 
@@ -280,7 +284,8 @@ def kabsch(P: Any, Q: Any, weights: Any = None) -> Alignment:
     if P.shape != Q.shape:
         raise ValueError(f"{name}: `Q` must have the shape of `P`, {P.shape}, got {Q.shape}")
     if weights is None:
-        weights = jnp.ones(P.shape[:-1], P.dtype)
+        (P, Q), dtype = maps.common(P, Q)
+        return _kabsch(P, Q, None, dtype)
     weights = _real(name, _checks.array(name, weights, "weights"), "weights")
     if weights.shape != P.shape[:-1]:
         raise ValueError(

@@ -123,7 +123,7 @@ def _jordan_wielandt(a: jax.Array) -> JordanWielandt:
         rest = jnp.concatenate([U[:, k:], jnp.zeros((n, m - k), a.dtype)])
         if n > m:
             rest = jnp.concatenate([jnp.zeros((m, n - k), a.dtype), V[:, k:]])
-        zeros = jnp.zeros((rest.shape[1],), S.dtype)
+        zeros = jnp.full((rest.shape[1],), 0 * jnp.sum(S))  # NaN where the others are
         return JordanWielandt(
             jnp.concatenate([upper, lower]),
             jnp.concatenate([-S, zeros, S[::-1]]),

@@ -68,7 +68,7 @@ class _Spaces:
         U, S, Vh = self.W
         thin = SVDResult(U[:, : self.k], S, Vh[: self.k])
         if self.k == 0:
-            self.R, self.kept = a, jnp.zeros((), jnp.int32)
+            self.R, self.kept = a, jnp.sum(S > 0)
             return
         self.R = maps.partial_isometry(name, a, thin, cut.rtol, cut.rank)
         self.kept = jnp.sum(S > cut_at(S, a.shape, cut.rtol, cut.rank))
