@@ -250,7 +250,7 @@ def test_rank_and_condition():
 
 @pytest.mark.parametrize(
     ("ratio", "known", "unknown"),
-    # Gavish and Donoho (2014): 4/sqrt(3), 2.858; table IV for the others.
+    # Gavish and Donoho (2014): 4/sqrt(3), 2.858; their tables for the others.
     [(1.0, 2.3094, 2.858), (0.5, 1.9786, 2.1711), (0.05, 1.5066, 1.5194)],
 )
 def test_the_optimal_threshold_is_that_of_gavish_and_donoho(ratio, known, unknown):

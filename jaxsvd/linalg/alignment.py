@@ -104,7 +104,7 @@ def polar(a: Any, side: str = "right") -> Polar:
          [0. 2.]]
 
     References:
-        Higham (2008), "Functions of Matrices", theorems 8.1 and 8.9.
+        Higham (2008), "Functions of Matrices", theorem 8.1.
     """
     name = "linalg.polar"
     a = _checks.matrix(name, a)
@@ -149,7 +149,7 @@ def orthogonalize(a: Any) -> jax.Array:
          [0. 1.]]
 
     References:
-        Fan and Hoffman (1955); Higham (2008), "Functions of Matrices", theorem 8.4.
+        Fan and Hoffman (1955); Higham (2008), "Functions of Matrices", section 8.1.
     """
     return _orthogonalize(_checks.matrix("linalg.orthogonalize", a))
 
@@ -277,7 +277,7 @@ def kabsch(P: Any, Q: Any, weights: Any = None) -> Alignment:
          [-0.25 -0.25]]
 
     References:
-        Kabsch (1976, 1978), Acta Cryst. A 32 and 34; Umeyama (1991), IEEE PAMI 13, eq. 40.
+        Kabsch (1976, 1978), Acta Cryst. A 32 and 34; Umeyama (1991), IEEE PAMI 13, eqs. 40 and 43.
     """
     name = "linalg.kabsch"
     P, Q = _points(name, P, "P"), _points(name, Q, "Q")

@@ -161,7 +161,7 @@ def jordan_wielandt(a: Any) -> JordanWielandt:
         [-5. 0. 5.]
 
     References:
-        Golub and Van Loan (2013), "Matrix Computations", theorem 8.6.1.
+        Golub and Van Loan (2013), "Matrix Computations", section 8.6.1.
     """
     return _jordan_wielandt(_checks.matrix("linalg.jordan_wielandt", a))
 

@@ -49,7 +49,7 @@ def matrix_rank(a: Any, rtol: float | None = None) -> jax.Array:
         1
 
     References:
-        Golub and Van Loan (2013), "Matrix Computations", section 5.4.1.
+        Golub and Van Loan (2013), "Matrix Computations", section 5.4.
     """
     name = "linalg.matrix_rank"
     return _matrix_rank(_checks.matrix(name, a), _checks.tolerance(name, "rtol", rtol))
@@ -96,7 +96,7 @@ def cond(a: Any, p: int | str | None = None) -> jax.Array:
         4.0
 
     References:
-        Golub and Van Loan (2013), "Matrix Computations", sections 2.6.2 and 5.3.7.
+        Golub and Van Loan (2013), "Matrix Computations", section 2.6.2.
     """
     name = "linalg.cond"
     a = _checks.matrix(name, a)
@@ -201,7 +201,7 @@ def optimal_rank(s: Any, shape: tuple[int, int], noise: Any = None) -> jax.Array
 
     References:
         Gavish and Donoho (2014), "The optimal hard threshold for singular values is 4/sqrt(3)",
-        IEEE Trans. Inf. Theory 60, eqs. 3, 4, 10 and 11.
+        IEEE Trans. Inf. Theory 60, eq. 11 and section I.
     """
     name = "linalg.optimal_rank"
     s = _spectrum(name, s)

@@ -155,7 +155,7 @@ def orth(a: Any, rtol: float | None = None, *, rank: int | None = None) -> jax.A
          [0. 0.]]
 
     References:
-        Golub and Van Loan (2013), "Matrix Computations", section 2.4.2.
+        Golub and Van Loan (2013), "Matrix Computations", section 2.4.
     """
     return _spaces(*_checked("orth", a, rtol, rank))
 
@@ -188,7 +188,7 @@ def null_space(a: Any, rtol: float | None = None, *, rank: int | None = None) ->
         True
 
     References:
-        Golub and Van Loan (2013), "Matrix Computations", section 2.4.2.
+        Golub and Van Loan (2013), "Matrix Computations", section 2.4.
     """
     return _spaces(*_checked("null_space", a, rtol, rank))
 
@@ -294,8 +294,8 @@ def principal_angles(a: Any, b: Any, rtol: float | None = None) -> jax.Array:
         [1e-10 0e+00]
 
     References:
-        Bjorck and Golub (1973), Math. Comp. 27, eq. 15; Knyazev and Argentati (2002), SIAM J. Sci.
-        Comput. 23, algorithm 3.1.
+        Bjorck and Golub (1973), Math. Comp. 27, section 3; Knyazev and Argentati (2002), SIAM J.
+        Sci. Comput. 23, algorithm 3.1.
     """
     name = "linalg.principal_angles"
     a, b = _checks.matrix(name, a), _checks.matrix(name, b, "b")

@@ -39,7 +39,7 @@ the nearest rotation jumps. t = 0 alone (a planar set of points) is no exception
 
 References: Golub and Pereyra (1973), "The differentiation of pseudo-inverses and nonlinear least
 squares problems whose variables separate", eq. 4.12; Higham (2008), "Functions of Matrices",
-theorem 3.11 (Daleckii and Krein) and chapter 8 (polar); Umeyama (1991), eq. 40 (the sign).
+theorem 3.11 (Daleckii and Krein) and chapter 8 (polar); Umeyama (1991), eq. 43 (the sign).
 """
 
 import dataclasses
