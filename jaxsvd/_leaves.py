@@ -41,9 +41,14 @@ class Place(NamedTuple):
 
 
 def paths(params: Any) -> list[tuple[str, Any]]:
-    """Return (path, leaf) for all leaves, a path being keys joined by "/" as in "dense/kernel"."""
+    """Return (path, leaf) for all leaves, a path being keys joined by "/" as in "dense/kernel".
+
+    The path of an array that is no part of anything is ".".
+    """
     found, _ = jax.tree_util.tree_flatten_with_path(params)
-    named = [(jax.tree_util.keystr(p, simple=True, separator="/"), leaf) for p, leaf in found]
+    named = [
+        (jax.tree_util.keystr(p, simple=True, separator="/") or ".", leaf) for p, leaf in found
+    ]
     if len({path for path, _ in named}) < len(named):  # keys that hold a "/" themselves
         named = [(jax.tree_util.keystr(p), leaf) for p, leaf in found]
     return named
