@@ -123,3 +123,23 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
+
+
+def show(report: Report) -> None:
+    """Print the rows of a report by case, then its claims."""
+    print(f"{hardware()}  " + "  ".join(f"{name} {x}" for name, x in versions().items()))
+    case = None
+    for row in report.rows:
+        if row.case != case:
+            case = row.case
+            print(f"\n{case}  ({report.error})")
+        seconds = "-" if row.seconds is None else f"{row.seconds:10.4f} s"
+        first = "" if row.compile is None else f"compile {row.compile:.1f} s"
+        memory = "" if row.memory is None else f"{row.memory / 1e6:.0f} MB"
+        error = "" if row.error is None else f"{row.error:.1e}"
+        print(f"  {row.name:28} {seconds:>12} {first:>15} {memory:>9} {error:>8}  {row.note}")
+    print()
+    for claim in report.claims:
+        sign = ">=" if claim.at_least else "<="
+        verdict = "holds " if claim.holds else "FAILS "
+        print(f"{verdict} {claim.case}: {claim.what}: {claim.measured:.3g} {sign} {claim.bar:.3g}")

@@ -1,173 +1,234 @@
-"""Top-k triplets to a residual of 1e-4 s_1 on both sides: this library against its peers.
+"""Top-k triplets to a residual of 1e-4 s_1 on both sides, and a fixed number of products.
 
-    python -m benchmarks.topk [--case NAME] [--json PATH]
+    python -m benchmarks.topk [--quick] [--case NAME]
 
 Every peer runs at the cheapest of its settings that reaches the residual, measured in float64 on
-its own output. Times are medians of whole calls in one process, compilation apart; ratios are of
-medians in one run. Run nothing else beside it.
+its own output; a randomized SVD of ten products is compared at the same number of products. Run
+nothing else beside it.
 """
 
 import argparse
-import json
-import platform
-import statistics
-import time
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import sparse
 
 import jaxsvd
 
+from .matrices import plateau, random_sparse, residual, with_spectrum
+from .measure import Claim, Report, Row, first_call, medians, peak_memory, show
+
 TARGET = 1e-4
+OURS = "jaxsvd.truncated_svd"
+
+# Size: (m, n, spectrum, k, times that the best peer must take); full, then quick.
+DENSE = (
+    (
+        (4096, 4096, lambda i: i**-0.5, "i^-1/2", 50, 3),
+        (20000, 1000, lambda i: np.exp(-i / 30), "exp(-i/30)", 50, 2),
+        (6000, 3000, lambda i: plateau(len(i), 30), "plateau", 30, 2),
+    ),
+    (
+        (512, 512, lambda i: i**-0.5, "i^-1/2", 10, 3),
+        (2000, 300, lambda i: np.exp(-i / 30), "exp(-i/30)", 10, 2),
+        (800, 400, lambda i: plateau(len(i), 10), "plateau", 10, 2),
+    ),
+)
+SPARSE = ((80_000, 1_000_000, 100), (4_000, 20_000, 10))
+SKETCH = ((4096, 50), (512, 10))
 
 
-def with_spectrum(m, n, s, seed=0):
-    """Return a float32 matrix (m, n) with the given singular values and random vectors."""
-    rng = np.random.default_rng(seed)
-    r = len(s)
-    U, V = (np.linalg.qr(rng.standard_normal((rows, r), np.float32))[0] for rows in (m, n))
-    return np.ascontiguousarray((U * s.astype(np.float32)) @ V.T)
+def scipy_calls(a: Any, k: int, solver: str) -> list[Callable]:
+    from scipy.sparse.linalg import svds
+
+    options = {"solver": solver, "random_state": 0}
+    last = 0 if solver == "arpack" else 1e-5
+    return [functools.partial(svds, a, k, tol=t, **options) for t in (1e-2, 1e-3, 1e-4, last)]
 
 
-def plateau(n, k):
-    noise = 0.01 * np.random.default_rng(0).random(n)
-    return np.sort(np.where(np.arange(n) < k, 1.0, 0.1) * (1 + noise))[::-1]
+def torch_call(t: Any, k: int, columns: int, iterations: int) -> Callable:
+    import torch
+
+    def call():
+        U, S, V = torch.svd_lowrank(t, columns, niter=iterations)
+        return U[:, :k].numpy(), S[:k].numpy(), V[:, :k].T.numpy()
+
+    return call
 
 
-CASES = {
-    "4096 x 4096, i^-1/2, k=50": (4096, 4096, lambda: np.arange(1, 4097) ** -0.5, 50),
-    "20000 x 1000, exp(-i/30), k=50": (20000, 1000, lambda: np.exp(-np.arange(1000) / 30), 50),
-    "6000 x 3000, plateau, k=30": (6000, 3000, lambda: plateau(3000, 30), 30),
-}
+def sklearn_call(a: Any, k: int, oversampling: int, iterations: int) -> Callable:
+    from sklearn.utils.extmath import randomized_svd
+
+    return lambda: randomized_svd(
+        a, k, n_oversamples=oversampling, n_iter=iterations, random_state=0
+    )
 
 
-def residual(a, U, S, Vh):
-    """Return the larger of the two residuals over all triplets, relative to s_1."""
-    a, U, S, V = (np.asarray(x, np.float64) for x in (a, U, S, np.asarray(Vh).T))
-    right = np.linalg.norm(a @ V - U * S, axis=0).max()
-    return max(right, np.linalg.norm(a.T @ U - V * S, axis=0).max()) / S.max()
+def on_torch(a: Any) -> Any:
+    """Return a torch tensor of a matrix, two threads at work; raises ImportError without torch."""
+    import torch
+
+    torch.set_num_threads(2)
+    return torch.from_numpy(a)
 
 
-def peers(a, k):
+def peers(a: Any, k: int) -> Iterator[tuple[str, list[Callable]]]:
     """Yield (name, settings from cheap to dear) of what can be imported."""
-    import scipy.sparse.linalg as sla
-
-    def scipy_call(solver, **options):
-        return lambda: sla.svds(a, k, solver=solver, random_state=0, **options)
-
-    yield "scipy arpack", [scipy_call("arpack", tol=t) for t in (1e-2, 1e-3, 1e-4, 0)]
-    yield "scipy propack", [scipy_call("propack", tol=t) for t in (1e-2, 1e-3, 1e-4, 1e-5)]
+    yield "scipy arpack", scipy_calls(a, k, "arpack")
+    if not isinstance(a, np.ndarray):
+        return
+    yield "scipy propack", scipy_calls(a, k, "propack")
+    sweeps = (4, 8, 16, 32, 64)
     try:
-        from sklearn.utils.extmath import randomized_svd
-
-        def sklearn_call(q):
-            return lambda: randomized_svd(a, k, n_oversamples=k, n_iter=q, random_state=0)
-
-        yield "scikit-learn", [sklearn_call(q) for q in (4, 8, 16, 32, 64)]
+        yield "scikit-learn", [sklearn_call(a, k, k, q) for q in sweeps]
     except ImportError:
         pass
     try:
-        import torch
-
-        torch.set_num_threads(2)
-        t = torch.from_numpy(a)
-
-        def torch_call(q):
-            def call():
-                U, S, V = torch.svd_lowrank(t, 2 * k, niter=q)
-                return U[:, :k].numpy(), S[:k].numpy(), V[:, :k].T.numpy()
-
-            return call
-
-        yield "torch.svd_lowrank", [torch_call(q) for q in (4, 8, 16, 32, 64)]
+        t = on_torch(a)
     except ImportError:
-        pass
+        return
+    yield "torch.svd_lowrank", [torch_call(t, k, 2 * k, q) for q in sweeps]
 
 
-def median_seconds(call, repeats):
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(call())
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
-def run_case(m, n, spectrum, k, repeats):
-    """Return the rows of one case: name, seconds, residual, and compile seconds for ours."""
-    a = with_spectrum(m, n, spectrum())
-    A = jnp.asarray(a)
-
-    def ours():
-        return jaxsvd.truncated_svd(A, k, tol=TARGET)
-
-    start = time.perf_counter()
-    result = jax.block_until_ready(ours())
-    first = time.perf_counter() - start
-    seconds = median_seconds(ours, repeats)
-    rows = [
-        {
-            "name": "jaxsvd.truncated_svd",
-            "seconds": seconds,
-            "residual": residual(a, *result),
-            "compile": first - seconds,
-        }
+def rows_of(case: str, calls: dict[str, Callable], error: Callable, repeats: int) -> list[Row]:
+    """Return a row for each call, timed in turns; those compiled by JAX show what that took."""
+    first = {name: first_call(call) for name, call in calls.items()}
+    seconds = medians(calls, repeats)
+    return [
+        Row(
+            case,
+            name,
+            seconds[name],
+            compile=first[name][1] - seconds[name] if name.startswith("jaxsvd") else None,
+            memory=peak_memory(calls[name]),
+            error=error(first[name][0]),
+        )
+        for name in calls
     ]
 
+
+def against_peers(case: str, a: Any, k: int, bar: float, repeats: int) -> Report:
+    """Return truncated_svd, its gradient, and the peers on one matrix."""
+    is_dense = isinstance(a, np.ndarray)
+    A = jnp.asarray(a) if is_dense else sparse.BCSR.from_scipy_sparse(a)
     weights = jnp.arange(1.0, k + 1)
 
-    def loss(A):
-        U, S, Vh = jaxsvd.truncated_svd(A, k, tol=TARGET)
+    def triplets(A):
+        return jaxsvd.truncated_svd(A, k, tol=TARGET)
+
+    def loss(data):
+        matrix = data if is_dense else sparse.BCSR((data, A.indices, A.indptr), shape=A.shape)
+        U, S, Vh = triplets(matrix)
         return jnp.sum((U[:8] ** 4 + Vh[:, :8].T ** 4 + (S**2)[None, :]) * weights[None, :])
 
     gradient = jax.jit(jax.value_and_grad(loss))
-    jax.block_until_ready(gradient(A))
-    row = {
-        "name": "its value and gradient",
-        "seconds": median_seconds(lambda: gradient(A), repeats),
-    }
-    rows.append(row)
+    data = A if is_dense else A.data
+    with_gradient = "jaxsvd value_and_grad"
+    calls = {OURS: lambda: triplets(A), with_gradient: lambda: gradient(data)}
+    failed = []
     for name, settings in peers(a, k):
+        reached = np.inf
         for call in settings:
             reached = residual(a, *call())
             if reached <= TARGET:
-                rows.append(
-                    {
-                        "name": name,
-                        "seconds": median_seconds(call, max(3, repeats // 2)),
-                        "residual": reached,
-                    }
-                )
+                calls[name] = call
                 break
         else:
-            rows.append({"name": name, "seconds": None, "residual": reached})
-    return rows
+            failed.append(Row(case, name, None, error=reached, note="not reached"))
+
+    def error(result):
+        return residual(a, *result) if len(result) == 3 else None
+
+    rows = rows_of(case, calls, error, repeats) + failed
+    seconds = {row.name: row.seconds for row in rows if row.seconds is not None}
+    ours, dear = seconds.pop(OURS), seconds.pop(with_gradient)
+    claims = [
+        Claim(case, "residual / s_1", rows[0].error or 0.0, TARGET, at_least=False),
+        Claim(case, "best peer / ours", min(seconds.values(), default=np.nan) / ours, bar),
+        Claim(case, "value_and_grad / forward", dear / ours, 2.5, at_least=False),
+    ]
+    return Report(rows, claims)
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--case", help="run the cases whose name contains this")
-    parser.add_argument("--json", help="write the rows to this file")
-    parser.add_argument("--repeats", type=int, default=7)
-    args = parser.parse_args(argv)
-    print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {platform.processor()}")
-    everything = {}
-    for name, (m, n, spectrum, k) in CASES.items():
-        if args.case and args.case not in name:
-            continue
-        rows = run_case(m, n, spectrum, k, args.repeats)
-        everything[name] = rows
-        print(f"\n{name}: residual {TARGET:g} s_1 on both sides, float32")
-        for row in rows:
-            seconds = row["seconds"]
-            ratio = "" if seconds is None else f"{seconds / rows[0]['seconds']:6.2f} x ours"
-            shown = "not reached" if seconds is None else f"{seconds:8.3f} s"
-            error = f"residual {row['residual']:.1e}" if "residual" in row else ""
-            print(f"  {row['name']:24} {shown:>12} {ratio:>14}  {error}")
-    if args.json:
-        with open(args.json, "w") as file:
-            json.dump({"jax": jax.__version__, "cases": everything}, file, indent=1)
+def fixed_products(n: int, k: int, repeats: int) -> Report:
+    """Return randomized_svd of ten products, those products alone, and the peers with as many."""
+    case = f"{n} x {n}, i^-1/2, k={k}, 10 products"
+    a = with_spectrum(n, n, np.arange(1, n + 1) ** -0.5)
+    A, key = jnp.asarray(a), jax.random.key(0)
+    op, l = jaxsvd.operators.Dense(A), k + 10
+    X = jax.random.normal(key, (n, l)) / n**0.5
+
+    @jax.jit
+    def products(op, X):
+        return jax.lax.fori_loop(0, 5, lambda _, X: op.rmatmat(op.matmat(X)), X)
+
+    ours, alone = "jaxsvd.randomized_svd", "the products alone"
+    calls: dict[str, Callable] = {
+        ours: lambda: jaxsvd.randomized_svd(key, A, k, oversampling=10, power_iterations=4),
+        alone: lambda: products(op, X),
+    }
+    bars = {}
+    try:
+        calls["scikit-learn"] = sklearn_call(a, k, 10, 4)
+        bars["scikit-learn"] = 3.0
+    except ImportError:
+        pass
+    try:
+        calls["torch.svd_lowrank"] = torch_call(on_torch(a), k, l, 4)
+        bars["torch.svd_lowrank"] = 1.5
+    except ImportError:
+        pass
+    norm = np.linalg.norm(a)
+
+    def error(result):  # |A - U S Vh|_F / |A|_F
+        if not isinstance(result, tuple):
+            return None
+        U, S, Vh = (np.asarray(x) for x in result)
+        return float(np.linalg.norm(a - (U * S) @ Vh) / norm)
+
+    rows = rows_of(case, calls, error, repeats)
+    found = {row.name: row for row in rows}
+    seconds = {name: row.seconds or np.nan for name, row in found.items()}
+    ratio = seconds[ours] / seconds[alone]
+    claims = [Claim(case, "ours / its products alone", ratio, 1.4, at_least=False)]
+    for name, bar in bars.items():
+        claims.append(Claim(case, f"{name} / ours", seconds[name] / seconds[ours], bar))
+        if name == "scikit-learn":  # 1e-4: two draws of the same method differ that much
+            larger = (found[ours].error or 0.0) / (found[name].error or np.nan)
+            claims.append(Claim(case, f"error / that of {name}", larger, 1.0001, at_least=False))
+    return Report(rows, claims)
+
+
+def run(quick: bool, only: str = "") -> Report:
+    """Return all rows and claims, or those of the cases whose name contains ``only``."""
+    repeats = 3 if quick else 9
+    reports = []
+    for m, n, spectrum, words, k, bar in DENSE[quick]:
+        case = f"{m} x {n}, {words}, k={k}"
+        if only in case:
+            a = with_spectrum(m, n, spectrum(np.arange(1.0, n + 1)))
+            reports.append(against_peers(case, a, k, bar, repeats))
+    n, nonzeros, k = SPARSE[quick]
+    case = f"sparse {n} x {n}, {nonzeros} nonzeros, k={k}"
+    if only in case:
+        reports.append(against_peers(case, random_sparse(n, nonzeros), k, 2, repeats))
+    if only in "products":
+        reports.append(fixed_products(*SKETCH[quick], repeats))
+    rows = [row for report in reports for row in report.rows]
+    claims = [claim for report in reports for claim in report.claims]
+    return Report(rows, claims, "residual / s_1; of 10 products |A - U S Vh|_F / |A|_F")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.topk")
+    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
+    parser.add_argument("--case", default="", help="run the cases whose name contains this")
+    arguments = parser.parse_args()
+    show(run(arguments.quick, arguments.case))
 
 
 if __name__ == "__main__":
