@@ -203,7 +203,9 @@ def test_info_prints_versions_devices_and_the_table(capsys):
     assert line(out, "x64 ") == ["on" if jax.config.jax_enable_x64 else "off"]
     assert f"{len(jax.devices())} x " in out
     for shape, _ in info.TYPICAL:
-        assert route(shape, Request()).name in line(out, " x ".join(map(str, shape)) + " ")
+        assert route(shape, Request(), jax.default_backend()).name in line(
+            out, " x ".join(map(str, shape)) + " "
+        )
 
 
 @pytest.mark.parametrize(
@@ -217,7 +219,7 @@ def test_info_prints_versions_devices_and_the_table(capsys):
 def test_info_gives_the_route_of_a_shape(capsys, argv, shape):
     assert main(["info", *argv, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    row = route(shape, Request())
+    row = route(shape, Request(), jax.default_backend())
     assert found["algorithms"] == [
         {"shape": list(shape), "note": "", "algorithm": row.name, "why": row.why}
     ]

@@ -60,6 +60,7 @@ INSIDE = {
         "jacobi",
         "polar",
         "gram",
+        "tall",
         "subspace",
         "randomized",
         "krylov",

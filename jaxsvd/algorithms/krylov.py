@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..operators.base import Operator
-from .orthonormal import orthonormalize
+from .orthonormal import noise, orthonormalize, polish
 from .products import adjoint, adjoint_product, product
 
 
@@ -133,17 +133,17 @@ def _expand(A: Operator, state: State, config: Config) -> State:
     """Multiply the next block and append it to both bases."""
     (m, n), b = A.shape, config.block
     scale = state.scale.astype(state.U.dtype)
-    keys = jax.random.split(jax.random.fold_in(state.key, 2 + state.iteration))
+    seed = 2 * state.iteration  # another fill each time: what filled once is in the basis
     at = state.size
     zero = jnp.zeros((), at.dtype)
     block = lax.dynamic_slice(state.V, (zero, at), (n, b))
     AV = A.matmat(block) / scale
-    U_new = orthonormalize(AV, against=state.U, fill=_random(keys[0], m, b, A.dtype))
+    U_new = orthonormalize(AV, against=state.U, fill=noise(m, b, A.dtype, seed))
     U = lax.dynamic_update_slice(state.U, U_new, (zero, at))
     # All coefficients at once from the finished basis: A V_new = U B_new up to rounding.
     B = lax.dynamic_update_slice(state.B, adjoint_product(U, AV), (zero, at))
     AHU = A.rmatmat(U_new) / scale
-    V_next = orthonormalize(AHU, against=state.V, fill=_random(keys[1], n, b, A.dtype))
+    V_next = orthonormalize(AHU, against=state.V, fill=noise(n, b, A.dtype, seed + 1))
     V = lax.dynamic_update_slice(state.V, V_next, (zero, at + b))
     R = adjoint_product(V_next, AHU)
     return state._replace(U=U, V=V, B=B, R=R, size=at + b, iteration=state.iteration + 1)
@@ -193,6 +193,6 @@ def running(state: State, config: Config) -> jax.Array:
 def finish(state: State, config: Config, extra: int = 0):
     """Return U (m, k + extra), S (k + extra,), Vh (k + extra, n) of A from the bases."""
     p = config.k + extra
-    U = product(state.U, state.X[:, :p])
-    Vh = product(state.Yh[:p], adjoint(state.V[:, : config.basis]))
-    return U, state.scale * state.S[:p], Vh
+    U = polish(product(state.U, state.X[:, :p]))
+    V = polish(product(state.V[:, : config.basis], adjoint(state.Yh[:p])))
+    return U, state.scale * state.S[:p], adjoint(V)

@@ -14,8 +14,19 @@ def adjoint(a: jax.Array) -> jax.Array:
     return jnp.conj(a).mT
 
 
+# A batch of small products costs 0.01 us each up to 3 x 3, where XLA on CPU writes its own loops,
+# and 0.7 us for 4 x 4 to 7 x 7, and for every A^T X beyond, where it calls a library for each. As
+# sums of broadcast products these cost 0.03 us (4 x 4) to 0.1 us (8 x 8), transposed or not.
+WRITTEN_OUT = range(4, 9)
+
+
 def product(a: jax.Array, x: jax.Array, precision: lax.PrecisionLike = PRECISION) -> jax.Array:
     """Return A X for a of shape (..., m, n) and x of shape (..., n, l)."""
+    if a.ndim == x.ndim and max(*a.shape[-2:], x.shape[-1]) in WRITTEN_OUT:
+        # The barriers keep what stands before from being computed once for each term. One each:
+        # JAX cannot transpose a common one where only one of the two is a tangent.
+        a, x = lax.optimization_barrier(a), lax.optimization_barrier(x)
+        return jnp.sum(a[..., :, :, None] * x[..., None, :, :], axis=-2)
     return jnp.matmul(a, x, precision=precision)
 
 

@@ -9,7 +9,7 @@ from jax import lax
 
 from .._types import SVDResult
 from ..operators.base import Operator
-from .orthonormal import orthonormalize
+from .orthonormal import noise, orthonormalize
 from .products import adjoint, adjoint_product, product
 from .subspace import random_block
 
@@ -21,10 +21,8 @@ def sketch_svd(A: Operator, key: jax.Array, columns: int, power_iterations: int)
     enough to keep them independent; the bases that the triplets are made of, to rounding.
     """
     m, n = A.shape
-    keys = jax.random.split(key, 3)
-    fill_m = random_block(keys[1], m, columns, A.dtype)
-    fill_n = random_block(keys[2], n, columns, A.dtype)
-    Y = A.matmat(random_block(keys[0], n, columns, A.dtype))
+    fill_m, fill_n = noise(m, columns, A.dtype), noise(n, columns, A.dtype)
+    Y = A.matmat(random_block(key, n, columns, A.dtype))
     largest = jnp.max(jnp.abs(Y))
     scale = jnp.where(largest > 0, largest, 1)
     size = scale.astype(A.dtype)

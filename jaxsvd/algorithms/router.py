@@ -3,60 +3,155 @@
 The door is a `custom_vmap` function: under `vmap` a function is traced with the shape of one
 matrix, so a choice by shape alone would never see the batch. Here `vmap(f)(A)`, nested `vmap` and
 a leading axis all arrive as one array (..., m, n) and get the same algorithm and the same bits.
+The platform is chosen when the program is lowered (`lax.platform_dependent`), not when Python runs.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+from jax import lax
 from jax.custom_batching import custom_vmap
 
 from .._types import SVDResult
 from . import dense
 from .dense import Request
+from .gram import gram
+from .jacobi import jacobi, jacobi_values
+from .polar import polar
+from .tall import tall
 
-METHODS = ("auto", "lapack")
+METHODS = ("auto", "lapack", "jacobi", "gram", "polar")
 
 # Stands in profiles, and tells the decompositions of this library from others in a jaxpr.
 SCOPE = "jaxsvd"
 
+CPU, GPU, TPU = PLATFORMS = ("cpu", "gpu", "tpu")
+
+Shape = tuple[int, ...]
+
 
 class Row(NamedTuple):
-    """One row of the table: a name, when it applies, what runs, and why."""
+    """One row of the table.
+
+    Attributes:
+        name: of the algorithm; a user may ask for it by ``method``.
+        platforms: where it is chosen by itself.
+        applies: (shape, request) -> whether it is chosen by itself.
+        run: (a, full_matrices) -> triplets.
+        values: a -> singular values alone, or None: those of the triplets.
+        why: one line, with the measurement.
+    """
 
     name: str
-    applies: Callable[[tuple[int, ...], Request], bool]
+    platforms: tuple[str, ...]
+    applies: Callable[[Shape, Request], bool]
     run: Callable[[jax.Array, bool], SVDResult]
+    values: Callable[[jax.Array], jax.Array] | None
     why: str
+
+
+def _batch(shape: Shape) -> int:
+    return math.prod(shape[:-2])
+
+
+# `python -m benchmarks.router` measures the crossings; benchmarks/results holds what it found.
+# Longer side up to which Jacobi may win, and the number of matrices from which it does.
+JACOBI_FROM = {2: 16, 3: 24, 4: 32, 6: 64, 8: 96, 10: 128}
+
+
+def _small_batch(shape: Shape, request: Request) -> bool:
+    longest = max(shape[-2:])
+    return any(longest <= size and _batch(shape) >= least for size, least in JACOBI_FROM.items())
+
+
+def _medium_batch(shape: Shape, request: Request) -> bool:
+    return 32 < max(shape[-2:]) <= 128 and _batch(shape) >= 8
+
+
+def _tall(shape: Shape, request: Request) -> bool:
+    m, n = sorted(shape[-2:], reverse=True)
+    return not request.full_matrices and m >= 4 * n and m * n >= 1 << 16
 
 
 # The first row that applies serves the case.
 DENSE = (
     Row(
         "empty",
+        PLATFORMS,
         lambda shape, request: min(shape[-2:]) == 0,
         dense.empty,
+        None,
         "no rows or no columns: nothing to compute",
     ),
     Row(
         "hermitian",
+        PLATFORMS,
         lambda shape, request: request.hermitian,
         dense.hermitian,
+        None,
         "eigh of a Hermitian matrix, about half the time of a general SVD",
     ),
     Row(
+        "jacobi",
+        (CPU,),
+        _small_batch,
+        jacobi,
+        jacobi_values,
+        "a batch of small matrices, all rotated at once: LAPACK takes them one by one",
+    ),
+    Row(
+        "tall",
+        (CPU, GPU),
+        _tall,
+        lambda a, full_matrices: tall(a, lambda R: solve(R, Request())),
+        None,
+        "CholeskyQR first: products of long columns, and the SVD of a square matrix",
+    ),
+    Row(
+        "gram",
+        (GPU,),
+        _medium_batch,
+        gram,
+        None,
+        "batched eigh and Jacobi: the GPU's own SVD loops over matrices beyond 32 x 32",
+    ),
+    Row(
+        "polar",
+        (),
+        lambda shape, request: False,
+        polar,
+        None,
+        "on request: the polar decomposition by QDWH, products only, one matrix after the other",
+    ),
+    Row(
         "lapack",
+        PLATFORMS,
         lambda shape, request: True,
         dense.lapack,
+        dense.lapack_values,
         "the SVD of the platform: LAPACK on CPU, cuSOLVER on GPU, XLA's own on TPU",
     ),
 )
 
 
-def route(shape: tuple[int, ...], request: Request) -> Row:
-    """Return the row of the table that serves matrices of ``shape`` (batch axes included)."""
-    return next(row for row in DENSE if row.applies(shape, request))
+def route(shape: Shape, request: Request, platform: str) -> Row:
+    """Return the row that serves matrices of ``shape`` (batch axes included) on a platform."""
+    if request.method == "auto":
+        return next(r for r in DENSE if platform in r.platforms and r.applies(shape, request))
+    trivial = (row for row in DENSE[:2] if row.applies(shape, request))
+    return next(trivial, None) or next(row for row in DENSE if row.name == request.method)
+
+
+def _on_platform(a: jax.Array, request: Request, run: Callable[[Row], Callable]) -> Any:
+    """Apply to a what ``run`` makes of the row of the platform the program is lowered for."""
+    rows = {platform: route(a.shape, request, platform) for platform in PLATFORMS}
+    if len({row.name for row in rows.values()}) == 1:
+        return run(rows[CPU])(a)
+    cpu, gpu, tpu = (run(rows[platform]) for platform in PLATFORMS)
+    return lax.platform_dependent(a, cpu=cpu, cuda=gpu, rocm=gpu, default=tpu)
 
 
 @functools.cache
@@ -76,7 +171,7 @@ def _door(compute: Callable[[jax.Array], Any]) -> Callable[[jax.Array], Any]:
 def _triplets(request: Request) -> Callable[[jax.Array], SVDResult]:
     @jax.named_scope(SCOPE)
     def triplets(a):
-        return route(a.shape, request).run(a, request.full_matrices)
+        return _on_platform(a, request, lambda row: lambda a: row.run(a, request.full_matrices))
 
     return _door(triplets)
 
@@ -88,8 +183,7 @@ def solve(a: jax.Array, request: Request) -> SVDResult:
 
 @jax.named_scope(SCOPE)
 def _values(a: jax.Array) -> jax.Array:
-    row = route(a.shape, Request())
-    return dense.lapack_values(a) if row.name == "lapack" else row.run(a, False).S
+    return _on_platform(a, Request(), lambda row: row.values or (lambda a: row.run(a, False).S))
 
 
 def solve_values(a: jax.Array) -> jax.Array:

@@ -19,7 +19,7 @@ from jax import lax
 
 from .._types import SVDResult
 from ..operators.base import Operator
-from .orthonormal import orthonormalize
+from .orthonormal import noise, orthonormalize
 from .products import adjoint, adjoint_product, product
 
 
@@ -72,17 +72,16 @@ def step(A: Operator, state: State) -> State:
     """Return the state after two products with A."""
     m, n = A.shape
     l = state.next.shape[1]
-    keys = jax.random.split(jax.random.fold_in(state.key, 1 + state.iteration))
     AV = A.matmat(state.next)
     largest = jnp.max(jnp.abs(AV))
     scale = jnp.where(largest > 0, largest, 1)
     size = scale.astype(A.dtype)
-    Q = orthonormalize(AV / size, fill=random_block(keys[0], m, l, A.dtype))
+    Q = orthonormalize(AV / size, fill=noise(m, l, A.dtype))
     X, S, Yh = lax.linalg.svd(adjoint_product(Q, AV / size), full_matrices=False)
     U, V = product(Q, X), product(state.next, adjoint(Yh))
     Z = A.rmatmat(U) / size
     residuals = jnp.linalg.norm(Z - V * S[None, :].astype(V.dtype), axis=0)
-    following = orthonormalize(Z, fill=random_block(keys[1], n, l, A.dtype))
+    following = orthonormalize(Z, fill=noise(n, l, A.dtype))
     return State(U, scale * S, V, following, scale * residuals, state.iteration + 1, state.key)
 
 

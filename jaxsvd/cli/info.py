@@ -15,7 +15,7 @@ import jaxsvd
 
 from .. import _checks
 from ..algorithms.dense import Request
-from ..algorithms.router import route
+from ..algorithms.router import GPU, PLATFORMS, route
 
 # Shapes a user may have in mind, with the words for them.
 TYPICAL = (
@@ -76,7 +76,8 @@ def collect(shapes: Sequence[tuple[tuple[int, ...], str]], dtype: str) -> dict[s
     """Return everything that `info` shows, ready for JSON."""
     given, work = _dtypes(dtype)
     backend, devices = _platform()
-    rows = [(shape, note, route(shape, Request())) for shape, note in shapes]
+    kind = backend if backend in PLATFORMS else GPU
+    rows = [(shape, note, route(shape, Request(), kind)) for shape, note in shapes]
     return {
         "versions": _versions(),
         "platform": backend,

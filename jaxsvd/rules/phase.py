@@ -22,8 +22,12 @@ def column_phases(X: jax.Array) -> jax.Array:
     """
     magnitude = jnp.abs(lax.stop_gradient(X))
     largest = jnp.max(magnitude, axis=0, keepdims=True)
-    leading = jnp.argmax(magnitude >= (1 - phase_tol(X.dtype)) * largest, axis=0)
-    entry = jnp.take_along_axis(X, leading[None, :], axis=0)[0]
+    # Minimum and sum, not argmax and gather: these run over a batch of small matrices in a third of
+    # the time on CPU, and keep a sharded axis where it is.
+    row = lax.broadcasted_iota(jnp.int32, X.shape, 0)
+    candidate = magnitude >= (1 - phase_tol(X.dtype)) * largest
+    leading = jnp.min(jnp.where(candidate, row, X.shape[0]), axis=0, keepdims=True)
+    entry = jnp.sum(jnp.where(row == leading, X, 0), axis=0)
     if not jnp.iscomplexobj(X):
         return jnp.where(entry < 0, -1, 1).astype(X.dtype)
     zero = entry == 0  # in no column of norm one, but in the columns of zeros that pad a result
