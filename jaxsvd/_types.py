@@ -42,7 +42,8 @@ class Info(NamedTuple):
             the relative error |A - U S Vh|_F / |A|_F that it certifies, (...,).
         rank: how many triplets are not zero, (...,).
         gap: s_k - s_{k+1}, as estimated, (...,).
-        gradient_error: expected relative error of a gradient, residual / gap, (...,).
+        gradient_error: relative error to expect of a gradient, within a factor of ten while it is
+            below 0.3 and single vectors are not nearer than their residuals, (...,).
         iterations: steps of the algorithm, (...,).
         products: vectors multiplied by A or A^H, (...,).
         converged: whether all residuals are within the tolerance, (...,).

@@ -19,7 +19,7 @@ from ..operators.dense import Dense
 from ..operators.sparse import Sparse
 from ..rules.phase import fix_phases
 from .batching import over_leading_axes
-from .truncated import Config, arguments, check_key, default_tol, truncated_triplets
+from .truncated import Config, Ritz, arguments, check_key, default_tol, truncated_triplets
 
 
 def frobenius_norm(A: Operator) -> jax.Array:
@@ -80,18 +80,21 @@ def _adaptive(A: Operator, key: jax.Array, tol: float, config: Config, block: in
         )
 
     padded = SVDResult(split(U, 1), split(S, 0), split(Vh, 0))
-    result = truncated_triplets(A, lax.stop_gradient(padded), config)
     following = jnp.max(S * rest, initial=0)
     smallest = jnp.min(jnp.where(kept > 0, S[:max_rank], jnp.inf), initial=jnp.inf)
     gap = jnp.where(rank > 0, smallest - following, 0)
-    residual = jnp.max(residuals * kept, initial=0)
+    # The values beyond the rank are all Ritz values, so the last of them bounds what is mixed in.
     limits = jnp.finfo(S.dtype)
+    mixed = residuals * kept / jnp.maximum(S[:max_rank] - S[-1], limits.tiny)
+    rounding = limits.eps * S[0] / jnp.maximum(gap, limits.tiny)
+    accuracy = jnp.max(mixed, initial=0) + rounding
+    result = truncated_triplets(A, lax.stop_gradient(Ritz(*padded, accuracy)), config)
     info = Info(
         residuals=residuals * kept,
         error=error,
         rank=rank,
         gap=gap,
-        gradient_error=(residual + limits.eps * S[0]) / jnp.maximum(gap, limits.tiny),
+        gradient_error=accuracy,
         iterations=iterations,
         products=products,
         converged=enough,

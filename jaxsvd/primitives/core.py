@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.typing import DTypeLike
 
 from .. import _checks
@@ -16,14 +15,14 @@ from ..operators.dense import Dense
 from ..rules.core import core_tangents
 from ..rules.phase import fix_phases
 from .batching import over_leading_axes, power_of_two_scale
-from .truncated import Config, arguments, forward, rule_numbers, tangent_products
+from .truncated import Config, Ritz, arguments, constants, forward, rule_numbers, tangent_products
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def core_triplets(A: Operator, ritz: SVDResult, config: Config) -> CoreSVD:
+def core_triplets(A: Operator, ritz: Ritz, config: Config) -> CoreSVD:
     """Return (U, C, Vh) of the k leading of the triplets ``ritz`` as a function of A."""
     del A
-    U, S, Vh = ritz
+    U, S, Vh, _ = ritz
     k = config.k
     return CoreSVD(U[:, :k], jnp.diag(S[:k]).astype(U.dtype), Vh[:k])
 
@@ -40,8 +39,8 @@ def _core_triplets_jvp(config, primals, tangents):
 def _core_of_operator(A: Operator, config: Config, start, seed: int) -> CoreSVD:
     run = forward(A, config, start, seed)
     # The phases are constants here: no loss within the contract depends on them.
-    ritz = fix_phases(lax.stop_gradient(run.ritz))
-    result = core_triplets(A, ritz, config)
+    run = run._replace(ritz=fix_phases(run.ritz))
+    result = core_triplets(A, constants(run, config), config)
     if config.strict:
         mark = jnp.where(run.converged, 1, jnp.nan).astype(run.residuals.dtype)
         result = CoreSVD(*(x * mark.astype(x.dtype) for x in result))

@@ -21,6 +21,7 @@ from .truncated import (
     Run,
     arguments,
     check_key,
+    constants,
     default_tol,
     information,
     truncated_triplets,
@@ -40,16 +41,15 @@ def _randomized(
 ) -> tuple[SVDResult, Info | None]:
     constant = lax.stop_gradient(A)
     ritz = sketch_svd(constant, key, columns, power_iterations)
-    result = fix_phases(truncated_triplets(A, lax.stop_gradient(ritz), config))
-    if not ask:
-        return result, None
     k = config.k
     kept = SVDResult(ritz.U[:, :k], ritz.S[:k], ritz.Vh[:k])
-    residuals = residual_norms(constant, kept)
+    # Two more products, which the compiler leaves out where nobody asks and nothing is derived.
+    norms = residual_norms(constant, kept)
     products = jnp.asarray((2 + 2 * power_iterations) * columns, jnp.int32)
-    done = jnp.all(residuals <= config.tol * ritz.S[0])
-    run = Run(ritz, residuals, jnp.asarray(power_iterations, jnp.int32), products, done)
-    return result, lax.stop_gradient(information(A, run, kept, config))
+    done = jnp.all(norms <= config.tol * ritz.S[0])
+    run = Run(ritz, norms, jnp.asarray(power_iterations, jnp.int32), products, done)
+    result = fix_phases(truncated_triplets(A, constants(run, config), config))
+    return result, lax.stop_gradient(information(A, run, kept, config)) if ask else None
 
 
 @functools.partial(
@@ -84,7 +84,7 @@ def randomized_svd(
     for a flat spectrum ask `truncated_svd`, which iterates until the residual is small.
 
     The derivative is the rule of `truncated_svd` at these triplets, so a gradient is as approximate
-    as they are: off by about residual / (s_k - s_{k+1}), ``Info.gradient_error``. Measured for
+    as they are, ``Info.gradient_error``; the solves of the rule stop there. Measured for
     s_i = i^-1/2, n = 200, k = 8, l = 18: after 0, 2, 4, 8 power iterations the gradient of a
     reconstruction is off by 219 %, 15 %, 2.9 %, 0.12 %.
 

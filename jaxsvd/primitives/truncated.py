@@ -68,6 +68,22 @@ class Run(NamedTuple):
     converged: jax.Array
 
 
+class Ritz(NamedTuple):
+    """The constants that the rule is evaluated with.
+
+    Attributes:
+        U: k + p left vectors, (m, k + p).
+        S: values (k + p,).
+        Vh: right vectors (k + p, n).
+        error: relative error that these triplets leave in a gradient, ().
+    """
+
+    U: jax.Array
+    S: jax.Array
+    Vh: jax.Array
+    error: jax.Array
+
+
 def default_tol(dtype: DTypeLike) -> float:
     """Return the default tolerance: 1e-5 in single precision, 1e-10 in double.
 
@@ -132,16 +148,41 @@ def forward(A: Operator, config: Config, start: jax.Array | None, seed: int) -> 
     return Run(ritz, residuals, state.iteration, products, krylov.converged(state, sizes))
 
 
-def rule_numbers(A: Operator, ritz: SVDResult, config: Config) -> Numbers:
-    """Return the constants of the rule's solves: closed forms, or conjugate gradients."""
+def gradient_error(run: Run, config: Config) -> jax.Array:
+    """Return the relative error to expect of a gradient at the triplets of a run.
+
+        max_{j <= k} r_j / (s_j - s_l) + eps s_1 / (s_k - s_{k+1})
+
+    The residual of a Ritz triplet is orthogonal to all l Ritz vectors, those beyond k included, so
+    it is a discarded value below s_l that it mixes in. Rounding, and the errors of the values that
+    make up the gap, know no such restraint: a tie across the cut has no derivative.
+    """
+    k, S = config.k, run.ritz.S
+    beyond, last = (S[k], S[-1]) if S.shape[0] > k else (jnp.zeros((), S.dtype),) * 2
+    last = beyond if config.method == "full" else last
+    tiny, eps = jnp.finfo(S.dtype).tiny, jnp.finfo(S.dtype).eps
+    mixed = jnp.max(run.residuals / jnp.maximum(S[:k] - last, tiny), initial=0)
+    return mixed + eps * S[0] / jnp.maximum(S[k - 1] - beyond, tiny)
+
+
+def constants(run: Run, config: Config) -> Ritz:
+    """Return what the rule needs of a run."""
+    return lax.stop_gradient(Ritz(*run.ritz, gradient_error(run, config)))
+
+
+def rule_numbers(A: Operator, ritz: Ritz, config: Config) -> Numbers:
+    """Return the constants of the rule's solves: closed forms, or conjugate gradients.
+
+    Conjugate gradients are as exact as the triplets are, and a little more.
+    """
+    triplets = SVDResult(*ritz[:3])
     if config.method == "full":
-        return full_numbers(ritz, config.k)
-    eps = _tolerances.eps(A.dtype)
+        return full_numbers(triplets, config.k)
     return iterative_numbers(
         A,
-        ritz,
+        triplets,
         config.k,
-        tol=max(config.tol / 10, 4 * eps),
+        tol=jnp.clip(0.3 * ritz.error, 4 * _tolerances.eps(A.dtype), 0.1),
         max_iterations=500,
         strict=config.strict,
     )
@@ -155,10 +196,10 @@ def tangent_products(A: Operator, dA: Operator, U: jax.Array, V: jax.Array):
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def truncated_triplets(A: Operator, ritz: SVDResult, config: Config) -> SVDResult:
+def truncated_triplets(A: Operator, ritz: Ritz, config: Config) -> SVDResult:
     """Return the k leading of the triplets ``ritz`` as a function of A."""
     del A
-    U, S, Vh = ritz
+    U, S, Vh, _ = ritz
     k = config.k
     return SVDResult(U[:, :k], S[:k], Vh[:k])
 
@@ -176,16 +217,12 @@ def information(A: Operator, run: Run, result: SVDResult, config: Config) -> Inf
     """Return what is known of a result; nothing here is differentiated."""
     k, S = config.k, run.ritz.S
     beyond = S[k] if S.shape[0] > k else jnp.zeros((), S.dtype)
-    gap = S[k - 1] - beyond
-    residual = jnp.max(run.residuals)
-    limits = jnp.finfo(S.dtype)
-    rounding = limits.eps * S[0]
     return Info(
         residuals=run.residuals,
         error=beyond,
         rank=jnp.sum(result.S > _tolerances.rank_tol(S.dtype, *A.shape) * S[0]),
-        gap=gap,
-        gradient_error=(residual + rounding) / jnp.maximum(gap, limits.tiny),
+        gap=S[k - 1] - beyond,
+        gradient_error=gradient_error(run, config),
         iterations=run.iterations,
         products=run.products,
         converged=run.converged,
@@ -196,8 +233,7 @@ def _truncated(
     A: Operator, config: Config, start: jax.Array | None, seed: int
 ) -> tuple[SVDResult, Info]:
     run = forward(A, config, start, seed)
-    result = truncated_triplets(A, lax.stop_gradient(run.ritz), config)
-    result = fix_phases(result)
+    result = fix_phases(truncated_triplets(A, constants(run, config), config))
     if config.strict:
         mark = jnp.where(run.converged, 1, jnp.nan).astype(result.S.dtype)
         result = SVDResult(*(x * mark.astype(x.dtype) for x in result))
@@ -291,8 +327,8 @@ def truncated_svd(
 
     The derivative is that of the exact triplets, from products with A alone (`rules.truncated`): in
     either mode, to any order, for an array, the values of a sparse matrix, or the parameters of an
-    operator. Its error is about residual / (s_k - s_{k+1}), in ``Info.gradient_error``; at a tie
-    across the cut there is no derivative.
+    operator. How exact it is stands in ``Info.gradient_error``; at a tie across the cut there is no
+    derivative.
 
     Cost: a few times k products with A for block Krylov, O((m + n) k) memory; the gradient about as
     many products as the forward pass.

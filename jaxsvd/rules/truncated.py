@@ -116,7 +116,7 @@ def iterative_numbers(
     ritz: SVDResult,
     k: int,
     *,
-    tol: float,
+    tol: float | jax.Array,
     max_iterations: int,
     strict: bool = False,
 ) -> Numbers:
