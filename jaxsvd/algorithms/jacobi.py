@@ -24,15 +24,15 @@ from jax import lax
 from .. import _tolerances
 from .._types import SVDResult
 
-# Bytes of columns rotated at once, and matrices at least and at most. On two CPU cores 256 to 1024
-# matrices of 3 x 3 or 4 x 4 and 64 to 128 of 8 x 8 are equally fast; 64 of 3 x 3 cost twice as much
-# (calls), 2048 three times (XLA then splits every small loop over the threads).
-CHUNK_BYTES = 1 << 16
-CHUNK = (64, 512)
+# Bytes of columns rotated at once, and matrices at least and at most: 128 to 512 matrices of 3 x 3
+# or 4 x 4 and 64 to 96 of 8 x 8 are equally fast; 32 cost a third more (calls of small loops), 128
+# of 8 x 8 half more (cache), 2048 of 3 x 3 five times (XLA splits small loops over the threads).
+CHUNK_BYTES = 1 << 15
+CHUNK = (64, 256)
 
-# Rounds in one body of the loop: each body copies the columns once. 2 to 4 are equally fast, 1 is a
+# Rounds in one body of the loop: each body copies the columns once. 3 to 7 are equally fast, 1 is a
 # third slower.
-UNROLL = 3
+UNROLL = 7
 
 # Ordinary matrices of up to 16 columns take 4 to 8 sweeps.
 MAX_SWEEPS = 30
@@ -85,6 +85,7 @@ def _angles(x: jax.Array, y: jax.Array):
     """
     a, b = (jnp.sum(jnp.real(z * jnp.conj(z)), axis=1) for z in (x, y))
     c = jnp.sum(jnp.conj(x) * y, axis=1)
+    a, b, c = lax.optimization_barrier((a, b, c))
     size = jnp.abs(c)
     rotated = size > 0
     divisor = jnp.where(rotated, size, 1)
@@ -93,8 +94,7 @@ def _angles(x: jax.Array, y: jax.Array):
     t = jnp.where(rotated, jnp.where(zeta < 0, -t, t), 0)
     cos = lax.rsqrt(1 + t * t)
     sin = (cos * t / divisor).astype(c.dtype) * jnp.conj(c)
-    norms = jnp.sqrt(a) * jnp.sqrt(b)
-    cosine = jnp.where(norms > 0, size / norms, 0)
+    cosine = jnp.where((a > 0) & (b > 0), size * lax.rsqrt(a) * lax.rsqrt(b), 0)
     return cos.astype(c.dtype), sin, cosine, jnp.abs(t)
 
 
@@ -141,21 +141,21 @@ def _sort(columns: jax.Array, S: jax.Array) -> tuple[jax.Array, jax.Array]:
     """
     n = S.shape[0]
 
-    def exchange(columns, S, first):
+    def exchange(x, keep, first):
         last = first + (n - first) // 2 * 2
-        i, j = slice(first, last, 2), slice(first + 1, last, 2)
-        keep = S[i] >= S[j]
-        for_columns = keep[:, None]
-        x, y, s, t = columns[i], columns[j], S[i], S[j]
-        pairs = jnp.stack([jnp.where(for_columns, x, y), jnp.where(for_columns, y, x)], 1)
-        values = jnp.stack([jnp.where(keep, s, t), jnp.where(keep, t, s)], 1)
-        columns = columns.at[first:last].set(pairs.reshape(-1, *columns.shape[1:]))
-        return lax.optimization_barrier(
-            (columns, S.at[first:last].set(values.reshape(-1, S.shape[1])))
-        )
+        pairs = x[first:last].reshape(-1, 2, *x.shape[1:])
+        keep = keep.reshape(-1, *[1] * (x.ndim - 2), x.shape[-1])
+        a, b = pairs[:, 0], pairs[:, 1]
+        pairs = jnp.stack([jnp.where(keep, a, b), jnp.where(keep, b, a)], axis=1)
+        return jnp.concatenate([x[:first], pairs.reshape(-1, *x.shape[1:]), x[last:]])
 
     def both(_, carry):
-        return exchange(*exchange(*carry, 0), 1)
+        columns, S = carry
+        for first in (0, 1):
+            keep = S[first : n - 1 : 2] >= S[first + 1 : n : 2]
+            both = exchange(columns, keep, first), exchange(S, keep, first)
+            columns, S = lax.optimization_barrier(both)
+        return columns, S
 
     return lax.fori_loop(0, (n + 1) // 2, both, (columns, S)) if n > 1 else (columns, S)
 
