@@ -19,6 +19,10 @@ def adjoint(a: jax.Array) -> jax.Array:
 # sums of broadcast products these cost 0.03 us (4 x 4) to 0.1 us (8 x 8), transposed or not.
 WRITTEN_OUT = range(4, 9)
 
+# Columns are multiplied in tiles on CPU: 4096 x 4096 times 60 columns takes 8.4 ms and times 64 of
+# them 5.9 ms, times 30 7.5 ms and times 32 5.4 ms (float32; float64 alike).
+LARGE, TILE = 1024, 16
+
 
 def product(a: jax.Array, x: jax.Array, precision: lax.PrecisionLike = PRECISION) -> jax.Array:
     """Return A X for a of shape (..., m, n) and x of shape (..., n, l)."""
@@ -27,6 +31,10 @@ def product(a: jax.Array, x: jax.Array, precision: lax.PrecisionLike = PRECISION
         # JAX cannot transpose a common one where only one of the two is a tangent.
         a, x = lax.optimization_barrier(a), lax.optimization_barrier(x)
         return jnp.sum(a[..., :, :, None] * x[..., None, :, :], axis=-2)
+    l = x.shape[-1]
+    if min(a.shape[-2:]) >= LARGE and l > TILE and l % TILE:
+        padding = [(0, 0)] * (x.ndim - 1) + [(0, -l % TILE)]
+        return jnp.matmul(a, jnp.pad(x, padding), precision=precision)[..., :l]
     return jnp.matmul(a, x, precision=precision)
 
 

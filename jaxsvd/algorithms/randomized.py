@@ -9,6 +9,7 @@ from jax import lax
 
 from .._types import SVDResult
 from ..operators.base import Operator
+from .dense import inner
 from .orthonormal import noise, orthonormalize
 from .products import adjoint, adjoint_product, product
 from .subspace import random_block
@@ -35,5 +36,5 @@ def sketch_svd(A: Operator, key: jax.Array, columns: int, power_iterations: int)
     Q = orthonormalize(Y, fill=fill_m)
     Z = A.rmatmat(Q) / size  # B^H with B = Q^H A
     V = orthonormalize(Z, fill=fill_n)
-    X, S, Yh = lax.linalg.svd(adjoint(adjoint_product(V, Z)), full_matrices=False)
+    X, S, Yh = inner(adjoint(adjoint_product(V, Z)))
     return SVDResult(product(Q, X), scale * S, adjoint(product(V, adjoint(Yh))))

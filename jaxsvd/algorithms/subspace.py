@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from .._types import SVDResult
 from ..operators.base import Operator
+from .dense import inner
 from .orthonormal import noise, orthonormalize
 from .products import adjoint, adjoint_product, product
 
@@ -77,7 +77,7 @@ def step(A: Operator, state: State) -> State:
     scale = jnp.where(largest > 0, largest, 1)
     size = scale.astype(A.dtype)
     Q = orthonormalize(AV / size, fill=noise(m, l, A.dtype))
-    X, S, Yh = lax.linalg.svd(adjoint_product(Q, AV / size), full_matrices=False)
+    X, S, Yh = inner(adjoint_product(Q, AV / size))
     U, V = product(Q, X), product(state.next, adjoint(Yh))
     Z = A.rmatmat(U) / size
     residuals = jnp.linalg.norm(Z - V * S[None, :].astype(V.dtype), axis=0)
