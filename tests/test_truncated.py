@@ -49,7 +49,7 @@ def numpy_residual(A, result):
     return max(right.max(), left.max()) / max(S[0], 1e-300)
 
 
-@pytest.mark.parametrize("method", ["krylov", "subspace", "full"])
+@pytest.mark.parametrize("method", ["krylov", "subspace", "gram", "full"])
 @pytest.mark.parametrize("name", SPECTRA)
 def test_promised_residual_and_orthonormality(name, method):
     s = SPECTRA[name]

@@ -164,7 +164,7 @@ def _look(state: State, config: Config) -> State:
 
     # B in quarters of its full size: the first looks cost little.
     sizes = sorted({b * -(-L * quarter // (4 * b)) for quarter in (1, 2, 3, 4)})
-    which = jnp.sum(state.size > jnp.asarray(sizes[:-1]))
+    which = jnp.sum(state.size > jnp.asarray(sizes[:-1], state.size.dtype))
     X, S, Yh = lax.switch(which, [functools.partial(decompose, p) for p in sizes], state.B)
     newest = state.size - b
     x = lax.dynamic_slice(X, (newest, jnp.zeros((), newest.dtype)), (b, L))

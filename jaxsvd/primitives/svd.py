@@ -166,7 +166,8 @@ def svd(
     `spectral_sum`; for subspaces and whole blocks `core_svd`, which divides by no gap inside the
     block. `diagnose` tells which.
 
-    Cost: one SVD by LAPACK or the device's own library, about 20 m n min(m, n) flops; a derivative
+    Cost: one SVD by LAPACK or the device's own library, about 20 m n min(m, n) flops; a batch of
+    small matrices on CPU by Jacobi, all at once; a tall matrix by CholeskyQR first. A derivative
     adds four products of that size. Memory O((m + n) min(m, n)); nothing of size m x m unless
     ``full_matrices`` asks for it.
 
@@ -178,7 +179,9 @@ def svd(
         hermitian: compute through `eigh` of (A + A^H)/2; A must be square.
         subset_by_index: static pair (start, end): return the triplets start <= i < end only. Needs
             ``full_matrices=False`` (or ``compute_uv=False``).
-        method: "auto" (the router's choice) or "lapack" (the platform's own library).
+        method: "auto" (the router's choice); "lapack" (the platform's own library); "jacobi"
+            (batches of small matrices, small singular values to full relative accuracy); "gram"
+            (`eigh` of the Gram matrix, then Jacobi); "polar" (QDWH).
         degeneracy_tol: gap, relative to s_1, below which two singular values count as tied in the
             derivative; default eps^(3/4).
         fix_signs: False leaves signs and phases as the algorithm returns them.

@@ -23,7 +23,7 @@ from ..rules.phase import fix_phases
 from ..rules.truncated import Numbers, iterative_numbers, truncated_tangents
 from .batching import over_leading_axes
 
-METHODS = ("auto", "krylov", "subspace", "full")
+METHODS = ("auto", "krylov", "subspace", "gram", "full")
 
 # Shorter side up to which the full SVD serves top-k requests as well.
 FULL_UP_TO = 256
@@ -37,7 +37,7 @@ class Config(NamedTuple):
 
     Attributes:
         k: triplets wanted.
-        method: "krylov", "subspace" or "full", decided.
+        method: "krylov", "subspace", "gram" or "full", decided.
         tol: residual to reach, relative to s_1.
         max_iterations: steps at most, or None.
         strict: turn what did not converge into NaN.
@@ -100,11 +100,27 @@ def reachable_tol(dtype: DTypeLike) -> float:
 def choose_method(method: str, shape: tuple[int, int], k: int, tol: float) -> str:
     """Return the method for a matrix: the full SVD where the bases would fill the space."""
     possible = krylov.choose(*shape, k, tol, None) is not None
-    if method == "subspace":
-        return "subspace" if k + EXTRA < min(shape) else "full"
+    if method in ("subspace", "gram"):
+        return method if k + EXTRA < min(shape) else "full"
     if method == "full" or not possible or (method == "auto" and min(shape) <= FULL_UP_TO):
         return "full"
     return "krylov"
+
+
+def gram_vectors(A: Operator, columns: int) -> jax.Array:
+    """Return approximate right vectors (n, columns) from `eigh` of the smaller Gram matrix.
+
+    Exact to eps (s_1 / s_i)^2: a start, that Rayleigh-Ritz corrects and certifies.
+    """
+    m, n = A.shape
+    there, back = (A.matmat, A.rmatmat) if m >= n else (A.rmatmat, A.matmat)
+    image = there(jnp.eye(min(m, n), dtype=A.dtype))
+    largest = jnp.max(jnp.abs(image))
+    size = jnp.where(largest > 0, largest, 1).astype(A.dtype)
+    G = back(image / size) / size
+    W, _ = lax.linalg.eigh((G + adjoint(G)) / 2, symmetrize_input=False)
+    W = W[:, ::-1][:, :columns]  # ascending eigenvalues
+    return W if m >= n else A.rmatmat(W) / size
 
 
 def forward(A: Operator, config: Config, start: jax.Array | None, seed: int) -> Run:
@@ -118,8 +134,11 @@ def forward(A: Operator, config: Config, start: jax.Array | None, seed: int) -> 
         rounding = jnp.full((k,), jnp.finfo(ritz.S.dtype).eps) * largest
         none = jnp.zeros((), jnp.int32)
         return Run(ritz, rounding, none, none + min(m, n), jnp.isfinite(largest))
-    if config.method == "subspace":
+    if config.method in ("subspace", "gram"):
         columns = min(k + EXTRA, min(m, n))
+        spent = 0
+        if config.method == "gram":
+            start, spent = gram_vectors(A, columns), 2 * min(m, n)
         limit = 500 if config.max_iterations is None else config.max_iterations
         state = subspace.init(A, columns, jax.random.key(seed), start)
 
@@ -132,7 +151,8 @@ def forward(A: Operator, config: Config, start: jax.Array | None, seed: int) -> 
         residuals = state.residuals[:k]
         done = jnp.all(residuals <= config.tol * state.S[0])
         ritz = subspace.result(state, columns)
-        return Run(ritz, residuals, state.iteration, 2 * columns * state.iteration, done)
+        products = 2 * columns * state.iteration + spent
+        return Run(ritz, residuals, state.iteration, products, done)
     sizes = krylov.choose(m, n, k, config.tol, config.max_iterations)
     assert sizes is not None  # choose_method made sure
     state = drive.run(
@@ -336,7 +356,9 @@ def truncated_svd(
     Args:
         a: array (..., m, n), BCOO or BCSR matrix, or operator (see `operators.as_operator`).
         k: static number of triplets, 1 <= k <= min(m, n).
-        method: "auto", "krylov", "subspace" or "full". A k close to min(m, n) uses the full SVD.
+        method: "auto"; "krylov", block Lanczos; "subspace", iteration with Rayleigh-Ritz; "gram",
+            the same from `eigh` of the smaller Gram matrix; "full". A k close to min(m, n) uses the
+            full SVD.
         tol: residual to reach, relative to s_1; default 1e-5 (float32), 1e-10 (float64).
         max_iterations: steps at most; default many.
         key: static int that seeds the start block; default a fixed one.

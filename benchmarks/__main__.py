@@ -1,0 +1,55 @@
+"""All suites, one after the other: tables, claims against their bars, and a file of results.
+
+    python -m benchmarks [--quick] [--suite NAME ...] [--json PATH]
+
+Writes benchmarks/results/<hardware>.json (with --quick nothing, unless --json says where). Exit
+code 1 if a claim does not hold. Run nothing else beside it. `python -m benchmarks.derivatives` is
+apart: it compares numbers, not times.
+"""
+
+import argparse
+import dataclasses
+import importlib
+import json
+import sys
+import time
+from pathlib import Path
+
+from .measure import hardware, show, versions
+
+SUITES = ("topk", "batched", "accuracy", "gradients", "norms")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("--quick", action="store_true", help="small sizes, five minutes in all")
+    parser.add_argument("--suite", action="append", choices=SUITES, help="only these")
+    parser.add_argument("--json", help="where the results go")
+    args = parser.parse_args(argv)
+    found = {}
+    for name in args.suite or SUITES:
+        start = time.perf_counter()
+        print(f"\n=== {name}", flush=True)
+        report = importlib.import_module(f"benchmarks.{name}").run(args.quick)
+        show(report)
+        print(f"({time.perf_counter() - start:.0f} s)", flush=True)
+        found[name] = report
+    path = args.json
+    if path is None and not args.quick and not args.suite:
+        path = Path(__file__).parent / "results" / f"{hardware()}.json"
+    if path is not None:
+        suites = {name: dataclasses.asdict(report) for name, report in found.items()}
+        content = {"hardware": hardware(), "versions": versions(), "suites": suites}
+        Path(path).write_text(json.dumps(content, indent=1) + "\n")
+    missed = [claim for report in found.values() for claim in report.claims if not claim.holds]
+    total = sum(len(report.claims) for report in found.values())
+    print(f"\n{total - len(missed)} of {total} claims hold")
+    for claim in missed:
+        print(f"  missed: {claim.case}: {claim.what}: {claim.measured:.3g}, bar {claim.bar:g}")
+    return bool(missed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
