@@ -18,9 +18,10 @@ from .products import adjoint_product, product
 
 
 def _qr(a: jax.Array) -> tuple[jax.Array, jax.Array]:
+    m, n = a.shape
     largest = jnp.max(jnp.abs(a))
     scale = jnp.where(largest > 0, largest, 1).astype(a.dtype)
-    Q = orthonormalize(a / scale, fill=noise(*a.shape, a.dtype))
+    Q = orthonormalize(a / scale, fill=noise(m, n, a.dtype))
     return Q, adjoint_product(Q, a)
 
 
