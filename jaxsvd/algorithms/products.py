@@ -16,8 +16,8 @@ def adjoint(a: jax.Array) -> jax.Array:
 
 # A batch of small products costs 0.01 us each up to 3 x 3, where XLA on CPU writes its own loops,
 # and 0.7 us for 4 x 4 to 7 x 7, and for every A^T X beyond, where it calls a library for each. As
-# sums of broadcast products these cost 0.03 us (4 x 4) to 0.1 us (8 x 8), transposed or not.
-WRITTEN_OUT = range(4, 9)
+# sums of broadcast products these cost 0.03 us (4 x 4) to 0.2 us (16 x 16), transposed or not.
+WRITTEN_OUT = range(4, 17)
 
 # Columns are multiplied in tiles on CPU: 4096 x 4096 times 60 columns takes 8.4 ms and times 64 of
 # them 5.9 ms, times 30 7.5 ms and times 32 5.4 ms (float32; float64 alike).

@@ -20,14 +20,15 @@ def column_phases(X: jax.Array) -> jax.Array:
 
     The leading entry is the first of those within sqrt(eps) of the column's largest.
     """
-    magnitude = jnp.abs(lax.stop_gradient(X))
-    largest = jnp.max(magnitude, axis=0, keepdims=True)
+    rows = X.mT  # LAPACK stores columns one after the other: along them runs the memory
+    magnitude = jnp.abs(lax.stop_gradient(rows))
+    largest = jnp.max(magnitude, axis=1, keepdims=True)
     # Minimum and sum, not argmax and gather: these run over a batch of small matrices in a third of
     # the time on CPU, and keep a sharded axis where it is.
-    row = lax.broadcasted_iota(jnp.int32, X.shape, 0)
+    place = lax.broadcasted_iota(jnp.int32, rows.shape, 1)
     candidate = magnitude >= (1 - phase_tol(X.dtype)) * largest
-    leading = jnp.min(jnp.where(candidate, row, X.shape[0]), axis=0, keepdims=True)
-    entry = jnp.sum(jnp.where(row == leading, X, 0), axis=0)
+    leading = jnp.min(jnp.where(candidate, place, X.shape[0]), axis=1, keepdims=True)
+    entry = jnp.sum(jnp.where(place == leading, rows, 0), axis=1)
     if not jnp.iscomplexobj(X):
         return jnp.where(entry < 0, -1, 1).astype(X.dtype)
     zero = entry == 0  # in no column of norm one, but in the columns of zeros that pad a result
