@@ -17,7 +17,7 @@ from pathlib import Path
 
 from .measure import hardware, show, versions
 
-SUITES = ("topk", "batched", "accuracy", "gradients", "norms")
+SUITES = ("topk", "batched", "router", "accuracy", "gradients", "norms", "lipschitz")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -3,7 +3,6 @@
 python -m benchmarks.accuracy [--quick]
 """
 
-import argparse
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ from jax.experimental import sparse
 import jaxsvd
 
 from .matrices import orthonormality, residual, spectra, term_document, with_spectrum
-from .measure import Claim, Report, Row, first_call, medians, show
+from .measure import Claim, Report, Row, first_call, main, medians
 
 TOLERANCES = {"float32": (1e-3, 1e-4, 1e-5), "float64": (1e-3, 1e-4, 1e-5, 1e-6, 1e-12)}
 DENSE = ((2000, 1500, 20), (400, 300, 8))  # m, n, k; full, then quick
@@ -75,11 +74,5 @@ def run(quick: bool) -> Report:
     return Report(rows, claims, "residual / s_1")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy")
-    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
-    show(run(parser.parse_args().quick))
-
-
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main("accuracy", run))

@@ -6,15 +6,13 @@ The full SVD with signs fixed against one whose signs are free; gradients of a l
 `jax.vmap` against a leading axis. LAPACK spreads a batch over the cores, Jacobi runs on one.
 """
 
-import argparse
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import jaxsvd
 
-from .measure import Claim, Report, Row, first_call, medians, peak_memory, show
+from .measure import Claim, Report, Row, first_call, main, medians, peak_memory
 
 OURS, THEIRS = "jaxsvd.svd", "jnp.linalg.svd"
 
@@ -127,11 +125,5 @@ def run(quick: bool) -> Report:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true")
-    show(run(parser.parse_args().quick))
-
-
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main("batched", run))

@@ -7,7 +7,6 @@ thin SVD at truncated triplets (the projector term X = b_U S^-1, as it is widely
 differentiation through a subspace iteration.
 """
 
-import argparse
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +19,7 @@ from jaxsvd import operators
 from jaxsvd.operators.base import Operator, operator, static
 
 from .matrices import exact_gradient, plateau, random_sparse, spectra, with_ratio, with_spectrum
-from .measure import Claim, Report, Row, first_call, medians, show
+from .measure import Claim, Report, Row, first_call, main, medians
 
 RATIOS = (0.5, 0.9, 0.99)
 EXACT = ((600, 400, 10), (320, 280, 5))  # m, n, k; full, then quick
@@ -279,11 +278,5 @@ def run(quick: bool) -> Report:
     return Report(rows, claims, "relative error of the gradient")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gradients")
-    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
-    show(run(parser.parse_args().quick))
-
-
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main("gradients", run))

@@ -9,7 +9,6 @@ and no local slope (s_1 of the Jacobian) exceeds it; and under Gaussian noise on
 capped one loses less accuracy. Means over seeds; half of the digits for testing.
 """
 
-import argparse
 import functools
 import math
 
@@ -20,8 +19,8 @@ import optax
 
 from jaxsvd import norms, operators, transforms
 
-from .measure import Claim, Report, Row
-from .norms import cross_entropy, perceptron, show
+from .measure import Claim, Report, Row, main
+from .norms import cross_entropy, perceptron
 
 CAP = 1.5
 NOISES = (0.2, 0.4, 0.6)  # standard deviation; pixels are in [0, 1]
@@ -123,13 +122,5 @@ def run(quick: bool) -> Report:
     return Report(rows, claims, "certified Lipschitz bound")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.lipschitz")
-    parser.add_argument("--quick", action="store_true", help="one seed, few epochs")
-    report = run(parser.parse_args().quick)
-    show(report)
-    return 0 if all(claim.holds for claim in report.claims) else 1
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main("lipschitz", run))

@@ -4,6 +4,7 @@ A suite is a module with `run(quick) -> Report`. Times are medians of interleave
 process, compilation apart: only their ratios carry over to another run or machine.
 """
 
+import argparse
 import contextlib
 import dataclasses
 import importlib.metadata
@@ -143,3 +144,12 @@ def show(report: Report) -> None:
         sign = ">=" if claim.at_least else "<="
         verdict = "holds " if claim.holds else "FAILS "
         print(f"{verdict} {claim.case}: {claim.what}: {claim.measured:.3g} {sign} {claim.bar:.3g}")
+
+
+def main(name: str, run: Callable[..., Report]) -> int:
+    """Run one suite from the command line; return 1 if a claim of it does not hold."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}")
+    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
+    report = run(parser.parse_args().quick)
+    show(report)
+    return 0 if all(claim.holds for claim in report.claims) else 1

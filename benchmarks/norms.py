@@ -8,7 +8,6 @@ that of the training step. Refresh: 2048 x 2048, rank 64, against the full SVD i
 GaLore. Loss: both optimizers on one problem at the same rank, so at the same memory.
 """
 
-import argparse
 import functools
 import itertools
 
@@ -20,7 +19,7 @@ import optax
 import jaxsvd
 from jaxsvd import norms, transforms
 
-from .measure import Claim, Report, Row, first_call, medians
+from .measure import Claim, Report, Row, first_call, main, medians
 
 
 def perceptron(width: int, depth: int, inputs: int, key):
@@ -181,25 +180,5 @@ def run(quick: bool) -> Report:
     return Report(rows, claims, "relative error; of a loss the loss itself")
 
 
-def show(report: Report) -> None:
-    """Print a report."""
-    for row in report.rows:
-        time = "" if row.seconds is None else f"{1e3 * row.seconds:.2f} ms"
-        error = "" if row.error is None else f"{row.error:.3g}"
-        print(f"{row.case:45} {row.name:25} {time:>12} {error:>10}  {row.note}")
-    for claim in report.claims:
-        sign = ">=" if claim.at_least else "<="
-        verdict = "holds" if claim.holds else "FAILS"
-        print(f"{verdict}: {claim.case}: {claim.what}: {claim.measured:.3g} {sign} {claim.bar}")
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.norms")
-    parser.add_argument("--quick", action="store_true", help="smaller sizes, fewer repetitions")
-    report = run(parser.parse_args().quick)
-    show(report)
-    return 0 if all(claim.holds for claim in report.claims) else 1
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main("norms", run))

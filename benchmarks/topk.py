@@ -1,13 +1,12 @@
 """Top-k triplets to a residual of 1e-4 s_1 on both sides, and a fixed number of products.
 
-    python -m benchmarks.topk [--quick] [--case NAME]
+    python -m benchmarks.topk [--quick]
 
 Every peer runs at the cheapest of its settings that reaches the residual, measured in float64 on
 its own output; a randomized SVD of ten products is compared at the same number of products. Run
 nothing else beside it.
 """
 
-import argparse
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,7 +19,7 @@ from jax.experimental import sparse
 import jaxsvd
 
 from .matrices import plateau, random_sparse, residual, with_spectrum
-from .measure import Claim, Report, Row, first_call, medians, peak_memory, show
+from .measure import Claim, Report, Row, first_call, main, medians, peak_memory
 
 TARGET = 1e-4
 OURS = "jaxsvd.truncated_svd"
@@ -225,13 +224,5 @@ def run(quick: bool, only: str = "") -> Report:
     return Report(rows, claims, "residual / s_1; of 10 products |A - U S Vh|_F / |A|_F")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.topk")
-    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
-    parser.add_argument("--case", default="", help="run the cases whose name contains this")
-    arguments = parser.parse_args()
-    show(run(arguments.quick, arguments.case))
-
-
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main("topk", run))

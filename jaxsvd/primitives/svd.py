@@ -167,7 +167,7 @@ def svd(
     block. `diagnose` tells which.
 
     Cost: one SVD by LAPACK or the device's own library, about 20 m n min(m, n) flops; a batch of
-    small matrices on CPU by Jacobi, all at once; a tall matrix by CholeskyQR first. A derivative
+    small matrices on CPU by Jacobi, all at once. A derivative
     adds four products of that size. Memory O((m + n) min(m, n)); nothing of size m x m unless
     ``full_matrices`` asks for it.
 
