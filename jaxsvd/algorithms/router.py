@@ -102,8 +102,8 @@ DENSE = (
         jacobi_values,
         "a batch of small matrices, all rotated at once: LAPACK takes them one by one",
     ),
-    # Not on CPU: LAPACK is as fast (0.9 to 1.2 times), and sums of 400,000 terms in single precision
-    # lose three digits there.
+    # Not on CPU: LAPACK is as fast (0.9 to 1.2 times), and sums of 400,000 terms in single
+    # precision lose three digits there.
     Row(
         "tall",
         (GPU,),
