@@ -6,13 +6,15 @@ The full SVD with signs fixed against one whose signs are free; gradients of a l
 `jax.vmap` against a leading axis. LAPACK spreads a batch over the cores, Jacobi runs on one.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import jaxsvd
 
-from .measure import Claim, Report, Row, first_call, main, medians, peak_memory
+from .measure import Claim, Report, main, timed
 
 OURS, THEIRS = "jaxsvd.svd", "jnp.linalg.svd"
 
@@ -40,7 +42,9 @@ def gradient(svd, w):
 
 
 def residual(a, result):
-    """Return the largest |A - U S Vh|_F / |A|_2."""
+    """Return the largest |A - U S Vh|_F / |A|_2; None for a gradient."""
+    if len(result) != 3:
+        return None
     U, S, Vh = (np.asarray(x, np.float64) for x in result)
     back = U * S[..., None, :] @ Vh
     return float((np.linalg.norm(np.asarray(a) - back, axis=(-2, -1)) / S[..., 0]).max())
@@ -52,33 +56,16 @@ def batch(count: int, n: int, bar: float, gradient_bar: float, repeats: int) -> 
     ours, theirs = jax.jit(thin(jaxsvd.svd)), jax.jit(thin(jnp.linalg.svd))
     mapped = jax.jit(jax.vmap(thin(jaxsvd.svd)))
     our_gradient, their_gradient = gradient(jaxsvd.svd, w), gradient(jnp.linalg.svd, w)
-    gradients = {
-        f"{OURS}, gradient": lambda: our_gradient(a),
-        f"{THEIRS}, gradient": lambda: their_gradient(a),
-    }
-    values = {
+    calls = {
         OURS: lambda: ours(a),
         f"jax.vmap({OURS})": lambda: mapped(a),
         THEIRS: lambda: theirs(a),
+        f"{OURS}, gradient": lambda: our_gradient(a),
+        f"{THEIRS}, gradient": lambda: their_gradient(a),
     }
-    calls = values | gradients
-    first = {name: first_call(call) for name, call in calls.items()}
-    seconds = medians(calls, repeats)
-    rows = [
-        Row(
-            case,
-            name,
-            seconds[name],
-            compile=first[name][1] - seconds[name],
-            memory=peak_memory(calls[name]),
-            error=residual(a, first[name][0]) if name in values else None,
-        )
-        for name in calls
-    ]
-    same = all(
-        np.array_equal(x, y)
-        for x, y in zip(first[OURS][0], first[f"jax.vmap({OURS})"][0], strict=True)
-    )
+    rows = timed(case, calls, functools.partial(residual, a), repeats)
+    seconds = {row.name: row.seconds for row in rows}
+    same = all(np.array_equal(x, y) for x, y in zip(ours(a), mapped(a), strict=True))
     ratio = seconds[THEIRS] / seconds[OURS]
     back = seconds[f"{THEIRS}, gradient"] / seconds[f"{OURS}, gradient"]
     vmap = seconds[f"jax.vmap({OURS})"] / seconds[OURS]
@@ -96,18 +83,8 @@ def full(m: int, n: int, repeats: int) -> Report:
     a = jax.random.normal(jax.random.key(0), (m, n), jnp.float32)
     ours, theirs = jax.jit(thin(jaxsvd.svd)), jax.jit(thin(jnp.linalg.svd))
     calls = {OURS: lambda: ours(a), THEIRS: lambda: theirs(a)}
-    first = {name: first_call(call) for name, call in calls.items()}
-    seconds = medians(calls, repeats)
-    rows = [
-        Row(
-            case,
-            name,
-            seconds[name],
-            compile=first[name][1] - seconds[name],
-            error=residual(a, first[name][0]),
-        )
-        for name in calls
-    ]
+    rows = timed(case, calls, functools.partial(residual, a), repeats)
+    seconds = {row.name: row.seconds for row in rows}
     return Report(rows, [Claim(case, f"{THEIRS} / ours", seconds[THEIRS] / seconds[OURS], 0.97)])
 
 

@@ -104,6 +104,25 @@ def peak_memory(call: Callable[[], Any]) -> int | None:
     return None
 
 
+def timed(
+    case: str, calls: Mapping[str, Callable[[], Any]], error: Callable, repeats: int
+) -> list[Row]:
+    """Return a row for each call, timed in turns; those compiled by JAX show what that took."""
+    first = {name: first_call(call) for name, call in calls.items()}
+    seconds = medians(calls, repeats)
+    return [
+        Row(
+            case,
+            name,
+            seconds[name],
+            compile=first[name][1] - seconds[name] if "jax" in name or "jnp" in name else None,
+            memory=peak_memory(calls[name]),
+            error=error(first[name][0]),
+        )
+        for name in calls
+    ]
+
+
 def hardware() -> str:
     """Return a short name of the machine the arrays live on, fit for a file name."""
     device = jax.devices()[0]

@@ -19,7 +19,7 @@ from jax.experimental import sparse
 import jaxsvd
 
 from .matrices import plateau, random_sparse, residual, with_spectrum
-from .measure import Claim, Report, Row, first_call, main, medians, peak_memory
+from .measure import Claim, Report, Row, main, timed
 
 TARGET = 1e-4
 OURS = "jaxsvd.truncated_svd"
@@ -93,23 +93,6 @@ def peers(a: Any, k: int) -> Iterator[tuple[str, list[Callable]]]:
     yield "torch.svd_lowrank", [torch_call(t, k, 2 * k, q) for q in sweeps]
 
 
-def rows_of(case: str, calls: dict[str, Callable], error: Callable, repeats: int) -> list[Row]:
-    """Return a row for each call, timed in turns; those compiled by JAX show what that took."""
-    first = {name: first_call(call) for name, call in calls.items()}
-    seconds = medians(calls, repeats)
-    return [
-        Row(
-            case,
-            name,
-            seconds[name],
-            compile=first[name][1] - seconds[name] if name.startswith("jaxsvd") else None,
-            memory=peak_memory(calls[name]),
-            error=error(first[name][0]),
-        )
-        for name in calls
-    ]
-
-
 def against_peers(case: str, a: Any, k: int, bar: float, repeats: int) -> Report:
     """Return truncated_svd, its gradient, and the peers on one matrix."""
     is_dense = isinstance(a, np.ndarray)
@@ -142,7 +125,7 @@ def against_peers(case: str, a: Any, k: int, bar: float, repeats: int) -> Report
     def error(result):
         return residual(a, *result) if len(result) == 3 else None
 
-    rows = rows_of(case, calls, error, repeats) + failed
+    rows = timed(case, calls, error, repeats) + failed
     seconds = {row.name: row.seconds for row in rows if row.seconds is not None}
     ours, dear = seconds.pop(OURS), seconds.pop(with_gradient)
     claims = [
@@ -191,7 +174,7 @@ def fixed_products(n: int, k: int, repeats: int) -> Report:
         U, S, Vh = (np.asarray(x) for x in result)
         return float(np.linalg.norm(a - (U * S) @ Vh) / norm)
 
-    rows = rows_of(case, calls, error, repeats)
+    rows = timed(case, calls, error, repeats)
     found = {row.name: row for row in rows}
     seconds = {name: row.seconds or np.nan for name, row in found.items()}
     ratio = seconds[ours] / seconds[alone]

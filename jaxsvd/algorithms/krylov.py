@@ -22,6 +22,7 @@ from ..operators.base import Operator
 from .dense import inner
 from .orthonormal import noise, orthonormalize, polish
 from .products import adjoint, adjoint_product, product
+from .subspace import random_block
 
 
 class Config(NamedTuple):
@@ -59,7 +60,6 @@ class State(NamedTuple):
         Yh: right coordinates, conjugate transposed (L, L).
         residuals: residual norms of the k triplets, of A / scale, (k,).
         scale: power of two of the size of A.
-        key: for the random columns that fill up deficient blocks.
     """
 
     U: jax.Array
@@ -73,7 +73,6 @@ class State(NamedTuple):
     Yh: jax.Array
     residuals: jax.Array
     scale: jax.Array
-    key: jax.Array
 
 
 # Blocks between two looks at the small SVD: a look costs as much as a block of a 4096 x 4096.
@@ -98,16 +97,12 @@ def choose(m: int, n: int, k: int, tol: float, max_iterations: int | None) -> Co
     return Config(k, block, basis, keep, tol, max_iterations)
 
 
-def _random(key: jax.Array, rows: int, columns: int, dtype) -> jax.Array:
-    return jax.random.normal(key, (rows, columns), dtype) / rows**0.5
-
-
 def init(A: Operator, config: Config, key: jax.Array, start: jax.Array | None = None) -> State:
     """Return the state before the first step, from a start block (n, >= 0 columns) if given."""
     (m, n), b, L = A.shape, config.block, config.basis
-    first = _random(jax.random.fold_in(key, 0), n, b, A.dtype)
+    first = random_block(jax.random.fold_in(key, 0), n, b, A.dtype)
     if start is not None:  # all start vectors take part in the block, by random combination
-        mix = _random(jax.random.fold_in(key, 1), start.shape[1], b, A.dtype)
+        mix = random_block(jax.random.fold_in(key, 1), start.shape[1], b, A.dtype)
         first = product(start, mix) + 1e-3 * first
     first = orthonormalize(first)
     # The size of A from one product with a block of norm one; a power of two divides exactly.
@@ -128,7 +123,6 @@ def init(A: Operator, config: Config, key: jax.Array, start: jax.Array | None = 
         Yh=jnp.eye(L, dtype=A.dtype),
         residuals=jnp.full((config.k,), jnp.inf, scale.dtype),
         scale=scale,
-        key=key,
     )
 
 

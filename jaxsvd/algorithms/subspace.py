@@ -33,7 +33,6 @@ class State(NamedTuple):
         next: orthonormal basis (n, l) for the next step.
         residuals: |A^H u_i - s_i v_i| of the last step, (l,).
         iteration: steps done.
-        key: for the random columns that fill up deficient blocks.
     """
 
     U: jax.Array
@@ -42,7 +41,6 @@ class State(NamedTuple):
     next: jax.Array
     residuals: jax.Array
     iteration: jax.Array
-    key: jax.Array
 
 
 def random_block(key: jax.Array, rows: int, columns: int, dtype) -> jax.Array:
@@ -64,7 +62,6 @@ def init(A: Operator, columns: int, key: jax.Array, start: jax.Array | None = No
         next=orthonormalize(block),
         residuals=jnp.full((columns,), jnp.inf, real),
         iteration=jnp.zeros((), jnp.int32),
-        key=key,
     )
 
 
@@ -82,7 +79,7 @@ def step(A: Operator, state: State) -> State:
     Z = A.rmatmat(U) / size
     residuals = jnp.linalg.norm(Z - V * S[None, :].astype(V.dtype), axis=0)
     following = orthonormalize(Z, fill=noise(n, l, A.dtype))
-    return State(U, scale * S, V, following, scale * residuals, state.iteration + 1, state.key)
+    return State(U, scale * S, V, following, scale * residuals, state.iteration + 1)
 
 
 def result(state: State, k: int) -> SVDResult:

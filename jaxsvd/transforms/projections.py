@@ -13,6 +13,7 @@ from jax import lax
 
 from .. import _checks, _leaves, _tolerances
 from .._leaves import Axes, Where
+from ..linalg import orthogonalize
 from ..primitives.batching import over_leading_axes
 from ..primitives.core import low_rank
 from ..primitives.spectral import spectral_map, spectral_sum
@@ -34,11 +35,6 @@ def soft_threshold(a: jax.Array, threshold: jax.Array) -> jax.Array:
     """Return U max(S - threshold, 0) V^H of (..., m, n), by a scalar."""
     threshold = jnp.asarray(threshold)
     return _kinked(lambda s: jnp.maximum(s - threshold.astype(s.dtype), 0), a)
-
-
-def polar(a: jax.Array) -> jax.Array:
-    """Return U V^H of (..., m, n)."""
-    return spectral_map(jnp.ones_like, a)
 
 
 def projection_spectral_ball(
@@ -202,4 +198,4 @@ def projection_stiefel(tree: Any, *, where: Where = None, axes: Axes = None) -> 
         Fan and Hoffman (1955); Higham (2008), "Functions of Matrices", theorem 8.4.
     """
     places = _leaves.select(tree, where, axes, name="projection_stiefel")
-    return _leaves.update(polar, tree, places)
+    return _leaves.update(orthogonalize, tree, places)
