@@ -27,7 +27,7 @@ and Stiefel (1952) (conjugate gradients).
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,17 +63,22 @@ def project_out(Q: jax.Array, X: jax.Array) -> jax.Array:
     return X - product(Q, adjoint_product(Q, X))
 
 
-def solve_linear(matvec: Callable, b: jax.Array, solve: Callable) -> jax.Array:
+def solve_linear(matvec: Callable, b: Any, solve: Callable) -> Any:
     """Solve a complex-linear, self-adjoint system whose equation stays differentiable.
 
-    ``solve`` holds constants only. The transpose of a self-adjoint map is its conjugate, so it is
+    ``b`` is an array or a pair of them, never rows of one stacked on the other, which would move a
+    sharded axis from device to device. ``solve`` holds constants only. The transpose of a self-adjoint map is its conjugate, so it is
     solved with conjugated data.
     """
+
+    def conj(x):
+        return jax.tree.map(jnp.conj, x)
+
     return lax.custom_linear_solve(
         matvec,
         b,
         solve=lambda _, rhs: solve(rhs),
-        transpose_solve=lambda _, rhs: jnp.conj(solve(jnp.conj(rhs))),
+        transpose_solve=lambda _, rhs: conj(solve(conj(rhs))),
     )
 
 
@@ -95,20 +100,14 @@ def outside(
         rhs: b_U (m, k) and b_V (n, k).
         numbers: the constants of the solve.
     """
-    m = U.shape[0]
 
-    def matvec(XY):  # (m + n, k), X over Y: one array, as custom_linear_solve wants
-        X, Y = XY[:m], XY[m:]
+    def matvec(XY):
+        X, Y = XY
         AY = project_out(U, A.matmat(project_out(V, Y)))
         AHX = project_out(V, A.rmatmat(project_out(U, X)))
-        return jnp.concatenate([times_core(X) - AY, times_core(Y) - AHX])
+        return times_core(X) - AY, times_core(Y) - AHX
 
-    XY = solve_linear(
-        matvec,
-        jnp.concatenate(rhs),
-        lambda b: jnp.concatenate(numbers.outer((b[:m], b[m:]))),
-    )
-    return XY[:m], XY[m:]
+    return solve_linear(matvec, rhs, numbers.outer)
 
 
 def iterative_numbers(
@@ -146,13 +145,11 @@ def iterative_numbers(
     A = lax.stop_gradient(A)
     up, down = shorter_first(A.matmat, A.rmatmat)  # onto the shorter side; back to the longer one
 
-    def apply(X):  # A_perp of the longer side, then of the shorter, of A / s_1
-        down_X = project_out(Q_other[:, :k], down(X) / largest.astype(dtype))
-        return down_X
+    def apply_up(X):  # A_perp / s_1 onto the shorter side
+        return project_out(Q[:, :k], up(X) / largest.astype(dtype))
 
-    def gram(X):
-        up_X = up(apply(X)) / largest.astype(dtype)
-        return project_out(Q[:, :k], up_X) * (r_inv**2).astype(dtype)
+    def apply_down(X):  # its adjoint
+        return project_out(Q_other[:, :k], down(X) / largest.astype(dtype))
 
     # Preconditioner on the extra vectors: 1/(1 - s_p^2/s_j^2) - 1, bounded where they cross s_j.
     ratio = jnp.minimum((S[k:] / largest)[:, None] * r_inv, 1 - 1e-3) ** 2
@@ -168,49 +165,55 @@ def iterative_numbers(
     def conjugate_gradients(b):
         # Each right-hand side is divided by its largest entry: squares neither over- nor underflow.
         size = jnp.max(jnp.abs(b), axis=0, keepdims=True)
+        weight_of = (size / jnp.maximum(jnp.max(size), jnp.finfo(S.dtype).tiny))[0] ** 2
         size = jnp.where(size > 0, size, 1).astype(dtype)
         b = b / size
-        target = tol * jnp.sqrt(dots(b, b))
-        z = precondition(b)
+        exact = (_tolerances.eps(S.dtype) ** 2) * dots(b, b)
+        target = tol**2 * jnp.sum(weight_of * dots(b, b))
 
         def more(state):
-            active, i = state[4], state[5]
-            return jnp.any(active) & (i < max_iterations)
+            squares, active, i = state[5], state[6], state[7]
+            far = jnp.sum(weight_of * squares) > target
+            return far & jnp.any(active) & (i < max_iterations)
 
         def iterate(state):
-            x, res, p, rz, active, i, broken = state
-            Tp = p - gram(p)
+            x, down_x, res, p, rz, _, active, i, broken = state
+            down_p = apply_down(p)
+            Tp = p - apply_up(down_p) * (r_inv**2).astype(dtype)
             curvature = dots(p, Tp)
             # An indefinite system (s_j below a discarded value): stop the column where it is.
             broken = broken | (active & ~(curvature > 0))
             active = active & (curvature > 0)
             alpha = jnp.where(active, rz / jnp.where(curvature > 0, curvature, 1), 0)
             alpha = alpha[None, :].astype(dtype)
-            x, res = x + alpha * p, res - alpha * Tp
+            x, down_x, res = x + alpha * p, down_x + alpha * down_p, res - alpha * Tp
             z = precondition(res)
             rz_new = dots(res, z)
             beta = jnp.where(active, rz_new / jnp.where(rz > 0, rz, 1), 0)[None, :].astype(dtype)
             p = jnp.where(active[None, :], z + beta * p, p)
             rz = jnp.where(active, rz_new, rz)
-            active = active & (jnp.sqrt(dots(res, res)) > target)
-            return x, res, p, rz, active, i + 1, broken
+            squares = dots(res, res)
+            active = active & (squares > exact)
+            return x, down_x, res, p, rz, squares, active, i + 1, broken
 
-        active = jnp.sqrt(dots(b, b)) > target
+        z, squares = precondition(b), dots(b, b)
+        active = squares > 0
         nothing = jnp.zeros_like(active)
-        state = (jnp.zeros_like(b), b, z, dots(b, z), active, 0, nothing)
-        x, _, _, _, active, _, broken = lax.while_loop(more, iterate, state)
+        zeros = jnp.zeros((Q_other.shape[0], k), dtype)
+        state = (jnp.zeros_like(b), zeros, b, z, dots(b, z), squares, active, 0, nothing)
+        x, down_x, _, _, _, squares, _, _, broken = lax.while_loop(more, iterate, state)
         if strict:
-            x = jnp.where((active | broken)[None, :], jnp.nan, x)
-        return x * size
+            far = jnp.sum(weight_of * squares) > target
+            size = jnp.where(far | broken[None, :], jnp.nan, size)
+        return x * size, down_x * size
 
     def outer(rhs: Pair) -> Pair:
         (b, b_other) = shorter_first(*rhs)
         inner, inner_other = project_out(Q[:, :k], b), project_out(Q_other[:, :k], b_other)
         s_inv = (r_inv / largest).astype(dtype)
-        pushed = project_out(Q[:, :k], up(inner_other) / largest.astype(dtype))
-        right = (inner + pushed * r_inv.astype(dtype)) * r_inv.astype(dtype)
-        x = conjugate_gradients(right)
-        x_other = (inner_other + apply(x)) * r_inv.astype(dtype)
+        right = (inner + apply_up(inner_other) * r_inv.astype(dtype)) * r_inv.astype(dtype)
+        x, down_x = conjugate_gradients(right)
+        x_other = (inner_other + down_x) * r_inv.astype(dtype)
         # The system was that of A / s_1; within the kept subspaces it is b / s.
         result = x / largest.astype(dtype) + (b - inner) * s_inv
         result_other = x_other / largest.astype(dtype) + (b_other - inner_other) * s_inv
