@@ -1,6 +1,7 @@
 """The singular value decomposition in JAX, with derivatives that are right everywhere."""
 
 from . import linalg as linalg
+from . import models as models
 from . import norms as norms
 from . import operators as operators
 from . import regularizers as regularizers
@@ -43,6 +44,7 @@ __all__ = [
     "gauge_check",
     "linalg",
     "low_rank",
+    "models",
     "norms",
     "operators",
     "randomized_svd",

@@ -28,6 +28,7 @@ ORDER = [
     "rules",
     "primitives",
     "track",
+    "streaming",
     "diagnosis",
     "linalg",
     "norms",
@@ -52,6 +53,7 @@ INSIDE = {
         "function",
         "adapters",
         "convolution",
+        "sources",
         "rowblocks",
     ],
     "algorithms": [
@@ -66,12 +68,14 @@ INSIDE = {
         "krylov",
         "drive",
         "adaptive",
+        "outofcore",
         "streaming",
         "router",
     ],
     "rules": ["phase", "dense", "truncated", "core", "spectral", "closed", "gauge"],
     "primitives": [
         "batching",
+        "placement",
         "probe",
         "svd",
         "truncated",
@@ -86,7 +90,7 @@ INSIDE = {
     "transforms": ["projections", "updates", "low_rank"],
     "lora": [],
     "compress": [],
-    "models": ["pca", "completion", "recommender", "robust", "image"],
+    "models": ["_moments", "pca", "completion", "recommender", "robust", "image"],
     "cli": ["experiments", "demo", "info"],
 }
 
