@@ -15,6 +15,7 @@ from ..operators.dense import Dense
 from ..rules.core import core_tangents
 from ..rules.phase import fix_phases
 from .batching import over_leading_axes, power_of_two_scale
+from .placement import on_any_mesh
 from .truncated import Config, Ritz, arguments, constants, forward, rule_numbers, tangent_products
 
 
@@ -63,12 +64,14 @@ def _core(a: Any, config: Config, start, seed: int, dtype: DTypeLike, multiply: 
         U, C, Vh = result
         return product(product(U, C), Vh) if multiply else result
 
-    if isinstance(a, Operator):
-        result = finish(_core_of_operator(a, config, start, seed))
-    else:
-        result = over_leading_axes(
+    def of_any(a, start):
+        if isinstance(a, Operator):
+            return finish(_core_of_operator(a, config, start, seed))
+        return over_leading_axes(
             lambda a: finish(_core_of_matrix(a, config, start, seed)), _checks.working(a)
         )
+
+    result = on_any_mesh(of_any, lambda place: place.matrix if multiply else place.core, a, start)
     return jax.tree.map(lambda x: _checks.restore(x, dtype), result)
 
 

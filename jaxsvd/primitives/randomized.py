@@ -10,12 +10,15 @@ from jax.typing import DTypeLike
 
 from .. import _checks
 from .._types import Info, SVDResult
+from ..algorithms import outofcore, passes
 from ..algorithms.products import adjoint
 from ..algorithms.randomized import sketch_svd
 from ..operators.base import Operator
 from ..operators.dense import Dense
+from ..operators.rowblocks import held_by
 from ..rules.phase import fix_phases
 from .batching import over_leading_axes, vmapped
+from .placement import on_any_mesh
 from .truncated import (
     Config,
     Run,
@@ -52,19 +55,36 @@ def _randomized(
     return result, lax.stop_gradient(information(A, run, kept, config)) if ask else None
 
 
+def _of_rows(
+    A: Operator, key: jax.Array, config: Config, columns: int, power_iterations: int, ask: bool
+) -> tuple[SVDResult, Any]:
+    """Return the same of a matrix outside memory: power_iterations + 2 passes, one more to ask."""
+    k = config.k
+
+    def choose(m: int, n: int) -> outofcore.Config:
+        return outofcore.fixed(k, columns, power_iterations, ask, config.tol)
+
+    found = passes.run(A, choose, key)
+    run = Run(*found._replace(residuals=found.residuals[:k]))
+    result = fix_phases(SVDResult(run.ritz.U[:, :k], run.ritz.S[:k], run.ritz.Vh[:k]))
+    return result, information(A, run, result, config) if ask else None
+
+
 @functools.partial(
     jax.jit, static_argnames=("config", "columns", "power_iterations", "ask", "dtype")
 )
 def _randomized_svd(
     a: Any, key, config: Config, columns: int, power_iterations: int, ask: bool, dtype: DTypeLike
 ):
-    def of_operator(A):
-        return _randomized(A, key, config, columns, power_iterations, ask)
+    def of_any(a, key):
+        def of_operator(A):
+            return _randomized(A, key, config, columns, power_iterations, ask)
 
-    if isinstance(a, Operator):
-        result, info = of_operator(a)
-    else:
-        result, info = over_leading_axes(lambda a: of_operator(Dense(a)), _checks.working(a))
+        if isinstance(a, Operator):
+            return of_operator(a)
+        return over_leading_axes(lambda a: of_operator(Dense(a)), _checks.working(a))
+
+    result, info = on_any_mesh(of_any, lambda place: (place.triplets, place.small), a, key)
     return jax.tree.map(lambda x: _checks.restore(x, dtype), result), info
 
 
@@ -123,7 +143,11 @@ def randomized_svd(
     power_iterations = _checks.static_int(name, "power_iterations", power_iterations, 0, 10**6)
     columns = min(config.k + oversampling, *a.shape[-2:])
     ask = _checks.flag(name, "return_info", return_info)
-    result, info = _randomized_svd(a, key, config, columns, power_iterations, ask, dtype)
+    given = a, key, config, columns, power_iterations, ask
+    if isinstance(a, Operator) and held_by(a) is not None:
+        result, info = _of_rows(*given)
+    else:
+        result, info = _randomized_svd(*given, dtype)
     return (result, info) if ask else result
 
 
@@ -163,7 +187,11 @@ def residuals(a: Any, result: SVDResult) -> jax.Array:
         raise ValueError(
             f"residuals: `result` must have shapes {wanted}, got {(U.shape, S.shape, Vh.shape)}"
         )
-    if isinstance(a, Operator):
-        return residual_norms(a, SVDResult(U, S, Vh))
-    norms = lambda a, result: residual_norms(Dense(a), result)  # noqa: E731
-    return vmapped(norms, len(batch))(_checks.working(jnp.asarray(a)), SVDResult(U, S, Vh))
+
+    def of_any(a, result):
+        if isinstance(a, Operator):
+            return residual_norms(a, result)
+        norms = lambda a, result: residual_norms(Dense(a), result)  # noqa: E731
+        return vmapped(norms, len(batch))(_checks.working(jnp.asarray(a)), result)
+
+    return on_any_mesh(of_any, lambda place: place.small, a, SVDResult(U, S, Vh))

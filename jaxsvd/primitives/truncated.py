@@ -22,6 +22,7 @@ from ..rules.core import full_numbers
 from ..rules.phase import fix_phases
 from ..rules.truncated import Numbers, iterative_numbers, truncated_tangents
 from .batching import over_leading_axes
+from .placement import on_any_mesh
 
 METHODS = ("auto", "krylov", "subspace", "gram", "full")
 
@@ -262,12 +263,14 @@ def _truncated(
 
 @functools.partial(jax.jit, static_argnames=("config", "seed", "dtype"))
 def _truncated_svd(a: Any, config: Config, start: Any, seed: int, dtype: DTypeLike):
-    if isinstance(a, Operator):
-        result, info = _truncated(a, config, start, seed)
-    else:
-        result, info = over_leading_axes(
+    def of_any(a, start):
+        if isinstance(a, Operator):
+            return _truncated(a, config, start, seed)
+        return over_leading_axes(
             lambda a: _truncated(Dense(a), config, start, seed), _checks.working(a)
         )
+
+    result, info = on_any_mesh(of_any, lambda place: (place.triplets, place.small), a, start)
     return jax.tree.map(lambda x: _checks.restore(x, dtype), result), info
 
 

@@ -66,9 +66,9 @@ def project_out(Q: jax.Array, X: jax.Array) -> jax.Array:
 def solve_linear(matvec: Callable, b: Any, solve: Callable) -> Any:
     """Solve a complex-linear, self-adjoint system whose equation stays differentiable.
 
-    ``b`` is an array or a pair of them, never rows of one stacked on the other, which would move a
-    sharded axis from device to device. ``solve`` holds constants only. The transpose of a self-adjoint map is its conjugate, so it is
-    solved with conjugated data.
+    ``b`` is an array or a pair of them; one stacked on the other would carry the rows of a sharded
+    block from device to device. ``solve`` holds constants only. The transpose of a self-adjoint map
+    is its conjugate, so it is solved with conjugated data.
     """
 
     def conj(x):
@@ -136,7 +136,7 @@ def iterative_numbers(
     largest = jnp.where(S[0] > 0, S[0], 1)
     r = (s / largest)[None, :]
     r_inv = guarded_reciprocal(r, _tolerances.rank_tol(S.dtype, m, n))
-    dtype = U.dtype
+    dtype, limits = U.dtype, jnp.finfo(S.dtype)
 
     def shorter_first(X, Y):
         return (X, Y) if m <= n else (Y, X)
@@ -165,22 +165,21 @@ def iterative_numbers(
     def conjugate_gradients(b):
         # Each right-hand side is divided by its largest entry: squares neither over- nor underflow.
         size = jnp.max(jnp.abs(b), axis=0, keepdims=True)
-        weight_of = (size / jnp.maximum(jnp.max(size), jnp.finfo(S.dtype).tiny))[0] ** 2
+        weight_of = (size / jnp.maximum(jnp.max(size), limits.tiny))[0] ** 2
         size = jnp.where(size > 0, size, 1).astype(dtype)
         b = b / size
-        exact = (_tolerances.eps(S.dtype) ** 2) * dots(b, b)
-        target = tol**2 * jnp.sum(weight_of * dots(b, b))
+        squares = dots(b, b)
+        least, target = limits.eps**2 * squares, tol**2 * jnp.sum(weight_of * squares)
 
         def more(state):
-            squares, active, i = state[5], state[6], state[7]
-            far = jnp.sum(weight_of * squares) > target
-            return far & jnp.any(active) & (i < max_iterations)
+            *_, left, active, i, _ = state
+            return (jnp.sum(weight_of * left) > target) & jnp.any(active) & (i < max_iterations)
 
         def iterate(state):
-            x, down_x, res, p, rz, _, active, i, broken = state
+            x, down_x, res, z, p, rz, _, active, i, broken = state
             down_p = apply_down(p)
             Tp = p - apply_up(down_p) * (r_inv**2).astype(dtype)
-            curvature = dots(p, Tp)
+            curvature, length = dots(p, Tp), dots(p, p)
             # An indefinite system (s_j below a discarded value): stop the column where it is.
             broken = broken | (active & ~(curvature > 0))
             active = active & (curvature > 0)
@@ -190,22 +189,25 @@ def iterative_numbers(
             z = precondition(res)
             rz_new = dots(res, z)
             beta = jnp.where(active, rz_new / jnp.where(rz > 0, rz, 1), 0)[None, :].astype(dtype)
+            # Of the error z in x, A_perp hands on to the other side the share it did of p.
+            share = jnp.clip(1 - curvature / jnp.where(length > 0, length, 1), 0, 1)
             p = jnp.where(active[None, :], z + beta * p, p)
             rz = jnp.where(active, rz_new, rz)
             squares = dots(res, res)
-            active = active & (squares > exact)
-            return x, down_x, res, p, rz, squares, active, i + 1, broken
+            active = active & (squares > least)
+            return x, down_x, res, z, p, rz, share * squares, active, i + 1, broken
 
-        z, squares = precondition(b), dots(b, b)
+        z = precondition(b)
         active = squares > 0
         nothing = jnp.zeros_like(active)
         zeros = jnp.zeros((Q_other.shape[0], k), dtype)
-        state = (jnp.zeros_like(b), zeros, b, z, dots(b, z), squares, active, 0, nothing)
-        x, down_x, _, _, _, squares, _, _, broken = lax.while_loop(more, iterate, state)
+        state = (jnp.zeros_like(b), zeros, b, z, z, dots(b, z), squares, active, 0, nothing)
+        x, down_x, _, z, _, _, left, _, _, broken = lax.while_loop(more, iterate, state)
         if strict:
-            far = jnp.sum(weight_of * squares) > target
+            far = jnp.sum(weight_of * left) > target
             size = jnp.where(far | broken[None, :], jnp.nan, size)
-        return x * size, down_x * size
+        # One step without a product: A_perp has been applied to x, x + z follows from it.
+        return (x + jnp.where(broken[None, :], 0, z)) * size, down_x * size
 
     def outer(rhs: Pair) -> Pair:
         (b, b_other) = shorter_first(*rhs)
