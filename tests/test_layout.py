@@ -69,6 +69,7 @@ INSIDE = {
         "drive",
         "adaptive",
         "outofcore",
+        "passes",
         "streaming",
         "router",
     ],

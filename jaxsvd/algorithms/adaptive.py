@@ -56,17 +56,20 @@ def tail_errors(S: jax.Array, norm: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.maximum(1 - kept, 0) + margin)
 
 
+def smallest_rank(S: jax.Array, norm: jax.Array, tol: float, max_rank: int):
+    """Return (rank, error, enough) of the smallest rank within tol, or of max_rank."""
+    errors = tail_errors(S, norm)[: max_rank + 1]
+    reached = errors <= tol
+    enough = jnp.any(reached) | (norm == 0)
+    rank = jnp.where(norm == 0, 0, jnp.where(enough, jnp.argmax(reached), max_rank))
+    return rank, errors[rank], enough
+
+
 def search(A: Operator, norm: jax.Array, tol: float, sizes: krylov.Config, key: jax.Array) -> Found:
     """Grow the bases until some rank <= k, the largest allowed, leaves at most tol |A|_F."""
-    max_rank = sizes.k
 
     def rank_and_error(state: krylov.State):
-        errors = tail_errors(state.S * state.scale, norm)[: max_rank + 1]
-        reached = errors <= tol
-        enough = jnp.any(reached) | (norm == 0)
-        rank = jnp.where(enough, jnp.argmax(reached), max_rank)
-        rank = jnp.where(norm == 0, 0, rank)
-        return rank, errors[rank], enough
+        return smallest_rank(state.S * state.scale, norm, tol, sizes.k)
 
     def running(state: krylov.State):
         _, _, enough = rank_and_error(state)

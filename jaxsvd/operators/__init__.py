@@ -15,4 +15,5 @@ from .convolution import Convolution as Convolution
 from .dense import Dense as Dense
 from .function import Function as Function
 from .function import Jacobian as Jacobian
+from .rowblocks import RowBlocks as RowBlocks
 from .sparse import Sparse as Sparse

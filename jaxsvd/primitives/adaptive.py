@@ -10,12 +10,13 @@ from jax.typing import DTypeLike
 
 from .. import _checks
 from .._types import Info, SVDResult
-from ..algorithms import adaptive, krylov
+from ..algorithms import adaptive, krylov, outofcore, passes
 from ..algorithms.dense import Request
 from ..algorithms.router import solve
 from ..operators.base import Operator
 from ..operators.compose import LowRank
 from ..operators.dense import Dense
+from ..operators.rowblocks import RowBlocks, held_by
 from ..operators.sparse import Sparse
 from ..rules.phase import fix_phases
 from .batching import over_leading_axes
@@ -34,6 +35,8 @@ def frobenius_norm(A: Operator) -> jax.Array:
         left = jnp.linalg.qr(U, mode="r")
         right = jnp.linalg.qr(jnp.conj(A.Vh.astype(A.dtype)).T, mode="r")
         entries = left @ jnp.conj(right).T
+    elif isinstance(A, RowBlocks):  # by a pass of its own
+        return jnp.asarray(passes.frobenius_norm(A), jnp.finfo(A.dtype).dtype)
     else:
         raise TypeError(
             "adaptive_svd: `a` must be an array, a sparse matrix or a LowRank, whose Frobenius "
@@ -52,7 +55,15 @@ def _adaptive(A: Operator, key: jax.Array, tol: float, config: Config, block: in
     norm = frobenius_norm(constant)
     b = block or (8 if max_rank < 32 else 16)
     basis = b * -(-(max_rank + 4 * b) // b)
-    if basis + b <= min(m, n):
+    if config.method == "passes":
+        choose = functools.partial(
+            outofcore.choose, k=max_rank, tol=tol, max_passes=None, norm=float(norm)
+        )
+        found = passes.run(A, choose, key)
+        ritz, residuals, iterations, products, _ = found
+        rank, error, enough = adaptive.smallest_rank(ritz.S, norm, tol, max_rank)
+        residuals = residuals[:max_rank]
+    elif basis + b <= min(m, n):
         sizes = krylov.Config(max_rank, b, basis, basis, 0.0, basis // b)
         found = adaptive.search(constant, norm, tol, sizes, key)
         ritz, rank, error, enough = found[:4]
@@ -60,10 +71,7 @@ def _adaptive(A: Operator, key: jax.Array, tol: float, config: Config, block: in
         iterations, products = found.state.iteration, b * (2 * found.state.iteration + 1)
     else:
         ritz = solve(constant.to_dense(), Request())
-        errors = adaptive.tail_errors(ritz.S, norm)[: max_rank + 1]
-        enough = jnp.any(errors <= tol) | (norm == 0)
-        rank = jnp.where(enough, jnp.argmax(errors <= tol), max_rank)
-        error = errors[rank]
+        rank, error, enough = adaptive.smallest_rank(ritz.S, norm, tol, max_rank)
         residuals = jnp.zeros((max_rank,), ritz.S.dtype)
         iterations, products = jnp.zeros((), jnp.int32), jnp.asarray(min(m, n), jnp.int32)
     # The triplets beyond the rank leave the result and precondition its derivative instead.
@@ -179,6 +187,12 @@ def adaptive_svd(
         )
     if block is not None:
         block = _checks.static_int(name, "block", block, 1, max(a.shape[-2:]))
-    config = Config(max_rank, "sketch", default_tol(work), None, False)
-    result, info = _adaptive_svd(key, a, given, config, block, dtype)
+    held = isinstance(a, Operator) and held_by(a) is not None
+    method = "passes" if held else "sketch"
+    config = Config(max_rank, method, default_tol(work), None, False)
+    if held:  # no argument of a program
+        result, info = _adaptive(a, key, given, config, block)
+        result = fix_phases(result)
+    else:
+        result, info = _adaptive_svd(key, a, given, config, block, dtype)
     return (result, info) if _checks.flag(name, "return_info", return_info) else result

@@ -10,10 +10,12 @@ from jax.typing import DTypeLike
 
 from .. import _checks
 from .._types import Info, SVDResult
+from ..algorithms import outofcore, passes
 from ..algorithms.products import adjoint
 from ..algorithms.randomized import sketch_svd
 from ..operators.base import Operator
 from ..operators.dense import Dense
+from ..operators.rowblocks import held_by
 from ..rules.phase import fix_phases
 from .batching import over_leading_axes, vmapped
 from .placement import on_any_mesh
@@ -51,6 +53,21 @@ def _randomized(
     run = Run(ritz, norms, jnp.asarray(power_iterations, jnp.int32), products, done)
     result = fix_phases(truncated_triplets(A, constants(run, config), config))
     return result, lax.stop_gradient(information(A, run, kept, config)) if ask else None
+
+
+def _of_rows(
+    A: Operator, key: jax.Array, config: Config, columns: int, power_iterations: int, ask: bool
+) -> tuple[SVDResult, Any]:
+    """Return the same of a matrix outside memory: power_iterations + 2 passes, one more to ask."""
+    k = config.k
+
+    def choose(m: int, n: int) -> outofcore.Config:
+        return outofcore.fixed(k, columns, power_iterations, ask, config.tol)
+
+    found = passes.run(A, choose, key)
+    run = Run(*found._replace(residuals=found.residuals[:k]))
+    result = fix_phases(SVDResult(run.ritz.U[:, :k], run.ritz.S[:k], run.ritz.Vh[:k]))
+    return result, information(A, run, result, config) if ask else None
 
 
 @functools.partial(
@@ -126,7 +143,11 @@ def randomized_svd(
     power_iterations = _checks.static_int(name, "power_iterations", power_iterations, 0, 10**6)
     columns = min(config.k + oversampling, *a.shape[-2:])
     ask = _checks.flag(name, "return_info", return_info)
-    result, info = _randomized_svd(a, key, config, columns, power_iterations, ask, dtype)
+    given = a, key, config, columns, power_iterations, ask
+    if isinstance(a, Operator) and held_by(a) is not None:
+        result, info = _of_rows(*given)
+    else:
+        result, info = _randomized_svd(*given, dtype)
     return (result, info) if ask else result
 
 

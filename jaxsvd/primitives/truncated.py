@@ -11,13 +11,14 @@ from jax.typing import DTypeLike
 
 from .. import _checks, _tolerances
 from .._types import Info, SVDResult
-from ..algorithms import drive, krylov, subspace
+from ..algorithms import drive, krylov, outofcore, passes, subspace
 from ..algorithms.dense import Request
 from ..algorithms.products import adjoint
 from ..algorithms.router import solve
 from ..operators.adapters import as_operator
 from ..operators.base import Operator
 from ..operators.dense import Dense
+from ..operators.rowblocks import held_by
 from ..rules.core import full_numbers
 from ..rules.phase import fix_phases
 from ..rules.truncated import Numbers, iterative_numbers, truncated_tangents
@@ -128,6 +129,12 @@ def forward(A: Operator, config: Config, start: jax.Array | None, seed: int) -> 
     """Return the triplets of A by the algorithm of the config; nothing is differentiated."""
     A = lax.stop_gradient(A)
     k, (m, n) = config.k, A.shape
+    if config.method == "passes":
+        choose = functools.partial(
+            outofcore.choose, k=k, tol=config.tol, max_passes=config.max_iterations
+        )
+        found = passes.run(A, choose, jax.random.key(seed), start)
+        return Run(*found._replace(residuals=found.residuals[:k]))
     if config.method == "full":
         ritz = solve(A.to_dense(), Request())
         # A backward stable SVD leaves residuals of rounding size; they are not measured again.
@@ -251,8 +258,9 @@ def information(A: Operator, run: Run, result: SVDResult, config: Config) -> Inf
 
 
 def _truncated(
-    A: Operator, config: Config, start: jax.Array | None, seed: int
+    A: Operator, config: Config, start: jax.Array | None, seed: int, dtype: Any = None
 ) -> tuple[SVDResult, Info]:
+    del dtype  # that of the operator's products
     run = forward(A, config, start, seed)
     result = fix_phases(truncated_triplets(A, constants(run, config), config))
     if config.strict:
@@ -326,7 +334,10 @@ def arguments(
                 f"{name}: `start` must hold right vectors of length {shape[1]}, got Vh of shape "
                 f"{start[2].shape}"
             )
-    method = choose_method(method, shape, wanted, tol)
+    if isinstance(a, Operator) and held_by(a) is not None:
+        _checks.choice(f"{name} (of row blocks)", "method", method, ("auto", "krylov"))
+        method = "passes"
+    method = method if method == "passes" else choose_method(method, shape, wanted, tol)
     strict = _checks.flag(name, "strict", strict)
     config = Config(wanted, method, tol, max_iterations, strict)
     return a, config, block, seed, jnp.dtype(a.dtype)
@@ -388,5 +399,7 @@ def truncated_svd(
     """
     return_info = _checks.flag("truncated_svd", "return_info", return_info)
     given = arguments("truncated_svd", a, k, method, tol, max_iterations, key, start, strict)
-    result, info = _truncated_svd(*given)
+    # A matrix outside memory is no argument of a program: programs are made for its blocks.
+    run = _truncated if given[1].method == "passes" else _truncated_svd
+    result, info = run(*given)
     return (result, info) if return_info else result
