@@ -6,6 +6,7 @@ from . import norms as norms
 from . import operators as operators
 from . import regularizers as regularizers
 from . import rules as rules
+from . import streaming as streaming
 from . import track as track
 from . import transforms as transforms
 from ._types import CoreSVD as CoreSVD
@@ -27,6 +28,7 @@ from .primitives.spectral import spectral_sum as spectral_sum
 from .primitives.svd import svd as svd
 from .primitives.svd import svdvals as svdvals
 from .primitives.truncated import truncated_svd as truncated_svd
+from .streaming import svd_update as svd_update
 
 __version__ = "0.1.0"
 
@@ -53,7 +55,9 @@ __all__ = [
     "rules",
     "spectral_map",
     "spectral_sum",
+    "streaming",
     "svd",
+    "svd_update",
     "svdvals",
     "track",
     "transforms",

@@ -30,7 +30,7 @@ from jax import lax
 from .. import _tolerances
 from .._types import SVDResult
 from ..operators.base import Operator
-from ..operators.rowblocks import add_exactly, aligned
+from ..operators.rowblocks import add_adjoint_rows, add_rows, aligned
 from .adaptive import tail_errors
 from .dense import inner
 from .orthonormal import noise, orthonormalize
@@ -142,29 +142,8 @@ def fixed(k: int, columns: int, power: int, certify: bool, tol: float) -> Config
     return Config(k, columns, columns, columns, columns, tol, power, power, certify)
 
 
-def _take_in(part: Operator, X, Z, lost, scale):
-    """Add the share of some rows to Z = A^H A X / scale^2; return their A X / scale too."""
-    Y = part.matmat(X)
-    largest = jnp.max(jnp.abs(Y), initial=0)
-    _, exponent = jnp.frexp(jnp.where(jnp.isfinite(largest) & (largest > 0), largest, 1))
-    found = jnp.where(largest > 0, jnp.ldexp(jnp.ones((), largest.dtype), exponent), 0)
-    # Zero until the first rows that are not; it grows where later ones are much larger.
-    grown = jnp.where(found > 2.0**10 * scale, found, scale)
-    ratio = jnp.where(grown > 0, scale / jnp.where(grown > 0, grown, 1), 1)
-    unit = jnp.where(grown > 0, grown, 1).astype(Y.dtype)
-    Y = Y / unit
-    factor = (ratio * ratio).astype(Z.dtype)
-    Z, lost = add_exactly(Z * factor, lost * factor, part.rmatmat(Y) / unit)
-    return Y, Z, lost, grown
-
-
-def _take_in_adjoint(part: Operator, U, Z, lost, scale):
-    """Add the share of some rows to Z = A^H U / scale."""
-    return add_exactly(Z, lost, part.rmatmat(U) / scale.astype(U.dtype))
-
-
 # For some rows, which are in memory: one program.
-_take_in_rows, _take_in_rows_adjoint = jax.jit(_take_in), jax.jit(_take_in_adjoint)
+_take_in_rows, _take_in_rows_adjoint = jax.jit(add_rows), jax.jit(add_adjoint_rows)
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -278,7 +257,7 @@ def take_in(A: Operator, state: State, rows: int, part: Operator | None = None) 
     stop = row + rows
     add, add_adjoint = _take_in_rows, _take_in_rows_adjoint
     if part is None:  # products with A, each a pass of its own
-        part, add, add_adjoint = A, _take_in, _take_in_adjoint
+        part, add, add_adjoint = A, add_rows, add_adjoint_rows
     if phase == ADJOINT:
         U = jnp.asarray(state.U)[row:stop]
         Z, lost = add_adjoint(part, U, state.Z, state.lost, state.scale)

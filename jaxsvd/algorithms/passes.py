@@ -13,7 +13,7 @@ import numpy as np
 from .._types import SVDResult
 from ..operators.base import Operator
 from ..operators.rowblocks import RowBlocks, by_rows, concrete, held_by, transposed, with_rows
-from . import drive
+from . import drive, outofcore
 from .outofcore import DONE, Config, Found, State, finish, init, take_in, turn
 from .products import adjoint
 
@@ -112,6 +112,13 @@ def run(
     if conjugate:
         U, Vh = jnp.conj(U), jnp.conj(Vh)
     return found._replace(ritz=SVDResult(U, S, Vh))
+
+
+def truncated(
+    A: Operator, k: int, tol: float, max_passes: int | None, key: jax.Array, start: Any
+) -> Found:
+    """Return the k leading triplets, to the tolerance."""
+    return run(A, lambda m, n: outofcore.choose(m, n, k, tol, max_passes), key, start)
 
 
 @jax.jit

@@ -97,6 +97,27 @@ def add_exactly(total: jax.Array, lost: jax.Array, x: jax.Array) -> tuple[jax.Ar
     return after, lost + ((total - (after - part)) + (x - part))
 
 
+def add_rows(part: Operator, X, Z, lost, scale):
+    """Add the share of some rows to Z = A^H A X / scale^2; return their A X / scale too."""
+    Y = part.matmat(X)
+    largest = jnp.max(jnp.abs(Y), initial=0)
+    _, exponent = jnp.frexp(jnp.where(jnp.isfinite(largest) & (largest > 0), largest, 1))
+    found = jnp.where(largest > 0, jnp.ldexp(jnp.ones((), largest.dtype), exponent), 0)
+    # Zero until the first rows that are not; it grows where later ones are much larger.
+    grown = jnp.where(found > 2.0**10 * scale, found, scale)
+    ratio = jnp.where(grown > 0, scale / jnp.where(grown > 0, grown, 1), 1)
+    unit = jnp.where(grown > 0, grown, 1).astype(Y.dtype)
+    Y = Y / unit
+    factor = (ratio * ratio).astype(Z.dtype)
+    Z, lost = add_exactly(Z * factor, lost * factor, part.rmatmat(Y) / unit)
+    return Y, Z, lost, grown
+
+
+def add_adjoint_rows(part: Operator, U, Z, lost, scale):
+    """Add the share of some rows to Z = A^H U / scale."""
+    return add_exactly(Z, lost, part.rmatmat(U) / scale.astype(U.dtype))
+
+
 @operator
 class RowBlocks(Operator):
     """A matrix (m, n) that lives outside memory and is read in blocks of rows.

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 
 from .. import _checks, _tolerances
 from .._types import Info, SVDResult
-from ..algorithms import drive, krylov, outofcore, passes, subspace
+from ..algorithms import drive, krylov, passes, subspace
 from ..algorithms.dense import Request
 from ..algorithms.products import adjoint
 from ..algorithms.router import solve
@@ -109,31 +109,13 @@ def choose_method(method: str, shape: tuple[int, int], k: int, tol: float) -> st
     return "krylov"
 
 
-def gram_vectors(A: Operator, columns: int) -> jax.Array:
-    """Return approximate right vectors (n, columns) from `eigh` of the smaller Gram matrix.
-
-    Exact to eps (s_1 / s_i)^2: a start, that Rayleigh-Ritz corrects and certifies.
-    """
-    m, n = A.shape
-    there, back = (A.matmat, A.rmatmat) if m >= n else (A.rmatmat, A.matmat)
-    image = there(jnp.eye(min(m, n), dtype=A.dtype))
-    largest = jnp.max(jnp.abs(image))
-    size = jnp.where(largest > 0, largest, 1).astype(A.dtype)
-    G = back(image / size) / size
-    W, _ = lax.linalg.eigh((G + adjoint(G)) / 2, symmetrize_input=False)
-    W = W[:, ::-1][:, :columns]  # ascending eigenvalues
-    return W if m >= n else A.rmatmat(W) / size
-
-
 def forward(A: Operator, config: Config, start: jax.Array | None, seed: int) -> Run:
     """Return the triplets of A by the algorithm of the config; nothing is differentiated."""
     A = lax.stop_gradient(A)
     k, (m, n) = config.k, A.shape
     if config.method == "passes":
-        choose = functools.partial(
-            outofcore.choose, k=k, tol=config.tol, max_passes=config.max_iterations
-        )
-        found = passes.run(A, choose, jax.random.key(seed), start)
+        key = jax.random.key(seed)
+        found = passes.truncated(A, k, config.tol, config.max_iterations, key, start)
         return Run(*found._replace(residuals=found.residuals[:k]))
     if config.method == "full":
         ritz = solve(A.to_dense(), Request())
@@ -146,7 +128,7 @@ def forward(A: Operator, config: Config, start: jax.Array | None, seed: int) -> 
         columns = min(k + EXTRA, min(m, n))
         spent = 0
         if config.method == "gram":
-            start, spent = gram_vectors(A, columns), 2 * min(m, n)
+            start, spent = subspace.gram_vectors(A, columns), 2 * min(m, n)
         limit = 500 if config.max_iterations is None else config.max_iterations
         state = subspace.init(A, columns, jax.random.key(seed), start)
 
@@ -258,9 +240,8 @@ def information(A: Operator, run: Run, result: SVDResult, config: Config) -> Inf
 
 
 def _truncated(
-    A: Operator, config: Config, start: jax.Array | None, seed: int, dtype: Any = None
+    A: Operator, config: Config, start: jax.Array | None, seed: int
 ) -> tuple[SVDResult, Info]:
-    del dtype  # that of the operator's products
     run = forward(A, config, start, seed)
     result = fix_phases(truncated_triplets(A, constants(run, config), config))
     if config.strict:
@@ -337,7 +318,8 @@ def arguments(
     if isinstance(a, Operator) and held_by(a) is not None:
         _checks.choice(f"{name} (of row blocks)", "method", method, ("auto", "krylov"))
         method = "passes"
-    method = method if method == "passes" else choose_method(method, shape, wanted, tol)
+    else:
+        method = choose_method(method, shape, wanted, tol)
     strict = _checks.flag(name, "strict", strict)
     config = Config(wanted, method, tol, max_iterations, strict)
     return a, config, block, seed, jnp.dtype(a.dtype)
@@ -400,6 +382,6 @@ def truncated_svd(
     return_info = _checks.flag("truncated_svd", "return_info", return_info)
     given = arguments("truncated_svd", a, k, method, tol, max_iterations, key, start, strict)
     # A matrix outside memory is no argument of a program: programs are made for its blocks.
-    run = _truncated if given[1].method == "passes" else _truncated_svd
-    result, info = run(*given)
+    outside = given[1].method == "passes"
+    result, info = _truncated(*given[:4]) if outside else _truncated_svd(*given)
     return (result, info) if return_info else result
