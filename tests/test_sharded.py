@@ -15,7 +15,6 @@ from tests.helpers import adjoint, double, eps, gaussian, jit, orthonormal
 
 P = PartitionSpec
 M, N, K = 192, 128, 4
-KEY = jax.random.key(0)
 # Columns of all bases together, the largest block of a small matrix: no axis of A is as short.
 SMALL = 64
 
@@ -36,8 +35,8 @@ EVERY_KIND = pytest.mark.parametrize(
 METHODS = {
     "krylov": lambda a: jaxsvd.truncated_svd(a, K, method="krylov"),
     "subspace": lambda a: jaxsvd.truncated_svd(a, K, method="subspace"),
-    "randomized": lambda a: jaxsvd.randomized_svd(KEY, a, K, power_iterations=8),
-    "adaptive": lambda a: jaxsvd.adaptive_svd(KEY, a, 0.05, max_rank=K),
+    "randomized": lambda a: jaxsvd.randomized_svd(jax.random.key(0), a, K, power_iterations=8),
+    "adaptive": lambda a: jaxsvd.adaptive_svd(jax.random.key(0), a, 0.05, max_rank=K),
     "core": lambda a: jaxsvd.core_svd(a, K, method="krylov"),
 }
 
@@ -159,3 +158,140 @@ def check(method: str, place: str, kind: AxisType) -> None:
     assert is_placed(S, there)
     assert is_placed(Vh, there, None, columns)
     assert is_placed(gradient, there, rows, columns)
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("function", ["truncated", "randomized"])
+def test_eagerly_as_inside_a_program(function, kind):
+    method = METHODS["krylov" if function == "truncated" else function]
+    a = placed(matrix(), "rows", kind)
+    result = method(a)
+    check_result(result, matrix())
+    assert is_placed(result.U, mesh("8", kind), "i", None)
+
+
+@pytest.mark.parametrize("method", ["auto", "full"])
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_long_matrix_with_a_short_side_is_not_gathered(method, wide):
+    """The full SVD serves small matrices; of a long one it is taken by products."""
+    a = gaussian((4096, 32), np.float32)
+    place, a = ("columns", a.T) if wide else ("rows", a)
+    there = placed(a, place, AxisType.Auto)
+    gradient = value_and_gradient_of_energy(lambda a: jaxsvd.truncated_svd(a, 3, method=method))
+    program = jit(gradient).lower(there).compile()
+    check_program(program.as_text(), m=4096, n=32)
+    (value, _), slope = program(there)
+    U, S, Vh = np.linalg.svd(double(a), full_matrices=False)
+    np.testing.assert_allclose(value, np.sum(S[:3] ** 2), rtol=1e-5)
+    expected = 2 * (U[:, :3] * S[:3]) @ Vh[:3]
+    np.testing.assert_allclose(slope, expected, rtol=0, atol=1e-3 * S[0])
+    assert is_placed(slope, mesh("8", AxisType.Auto), *PLACES[place][1])
+
+
+def value_and_gradient_of_energy(method):
+    def loss(a):
+        result = method(a)
+        return jnp.sum(result[1] ** 2), result
+
+    return jax.value_and_grad(loss, has_aux=True)
+
+
+# ---------------------------------------------------------------------------------------- sparse
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("form", ["BCOO", "BCSR"])
+def test_sparse_rows(form, kind):
+    """The nonzeros of an eighth of the rows on each device; the gradient is one of nonzeros."""
+    rng = np.random.default_rng(0)
+    columns = np.sort(rng.permuted(np.tile(np.arange(N), (M, 1)), axis=1)[:, :8], axis=1)
+    data = rng.standard_normal(M * 8).astype(np.float32)
+    indices = np.stack([np.repeat(np.arange(M), 8), columns.ravel()], axis=1).astype(np.int32)
+    there = NamedSharding(mesh("8", kind), P("i"))
+    whole = NamedSharding(mesh("8", kind), P())
+    put = functools.partial(jax.device_put, device=there)
+    if form == "BCOO":
+        where, assemble = put(indices), lambda x, i: sparse.BCOO((x, i), shape=(M, N))
+    else:
+        starts = jax.device_put(np.arange(0, 8 * M + 1, 8, dtype=np.int32), whole)
+        where = put(indices[:, 1]), starts
+        assemble = lambda x, i: sparse.BCSR((x, *i), shape=(M, N))  # noqa: E731
+
+    dense = np.zeros((M, N))
+    dense[indices[:, 0], indices[:, 1]] = data
+    method = METHODS["krylov"]
+
+    def gradient(x, i):
+        return value_and_gradient_of_energy(lambda x: method(assemble(x, i)))(x)
+
+    program = jit(gradient).lower(put(data), where).compile()
+    for call in collectives(program.as_text()):
+        assert call.kind == "all-reduce" or call.longest <= SMALL, call
+    for call in decompositions(program.as_text()):
+        assert call.longest <= SMALL, call
+    (value, _), slope = program(put(data), where)
+    U, S, Vh = np.linalg.svd(dense)
+    np.testing.assert_allclose(value, np.sum(S[:K] ** 2), rtol=1e-5)
+    expected = (2 * (U[:, :K] * S[:K]) @ Vh[:K])[indices[:, 0], indices[:, 1]]
+    np.testing.assert_allclose(slope, expected, rtol=0, atol=1e-3)
+    assert is_placed(slope, mesh("8", kind), "i")
+
+
+# ------------------------------------------------------------------------- batches and shard_map
+
+
+@EVERY_KIND
+def test_a_sharded_batch_of_small_matrices_stays_local(kind):
+    a = jax.device_put(gaussian((64, 3, 3), np.float32), NamedSharding(mesh("8", kind), P("i")))
+
+    def loss(a):
+        U, S, Vh = jaxsvd.svd(a, full_matrices=False)
+        return jnp.sum(S**3, axis=-1) + jnp.sum(U[..., 0] * Vh[..., 0, :], axis=-1)
+
+    def pulled(a):
+        value, pull = jax.vjp(loss, a)
+        return value, pull(jnp.ones_like(value))[0]
+
+    program = jit(pulled).lower(a).compile()
+    # Nothing but whether a matrix anywhere wants another sweep.
+    assert all(call.longest == 1 for call in collectives(program.as_text()))
+    value, slope = program(a)
+    on_one = jit(pulled)(jnp.asarray(np.asarray(a)))
+    for actual, desired in zip((value, slope), on_one, strict=True):
+        np.testing.assert_allclose(actual, desired, rtol=1e-5, atol=1e-5)
+        assert is_placed(actual, mesh("8", kind), "i")
+
+
+def test_inside_shard_map_each_device_factors_its_own():
+    """Eight matrices, one on each device: no collective, whatever their number of iterations."""
+    there = mesh("8", AxisType.Explicit)
+    stack = np.stack([matrix() * 2.0**-i for i in range(8)])
+    stack[3] = matrix()[::-1]
+    a = jax.device_put(stack, NamedSharding(there, P("i")))
+
+    def local(a):
+        (_, result), gradient = value_and_gradient(METHODS["krylov"])(a[0])
+        return jax.tree.map(lambda x: x[None], (result, gradient))
+
+    spec = P("i")
+    program = jit(jax.shard_map(local, mesh=there, in_specs=spec, out_specs=spec)).lower(a)
+    program = program.compile()
+    assert not collectives(program.as_text())
+    (_, S, _), gradient = program(a)
+    expected = values()[:K] * (2.0 ** -np.arange(8))[:, None]
+    expected[3] = values()[:K]
+    np.testing.assert_allclose(S, expected, rtol=1e-6)
+    gradient = np.asarray(gradient)
+    np.testing.assert_allclose(gradient[1], gradient[0], rtol=1e-3, atol=1e-4)
+
+
+def test_an_axis_that_the_mesh_does_not_divide():
+    """Such an array cannot be made; inside a program the compiler pads it."""
+    there = NamedSharding(mesh("8", AxisType.Auto), P("i", None))
+    a = matrix()[:190]
+    with pytest.raises(ValueError, match="partitioned 8 times, but the dimension size is 190"):
+        jax.device_put(a, there)
+    program = jit(lambda a: METHODS["krylov"](jax.lax.with_sharding_constraint(a, there)))
+    result = program(a)
+    expected = np.linalg.svd(double(a), compute_uv=False)[:K]
+    np.testing.assert_allclose(result.S, expected, rtol=0, atol=10 * eps(np.float32))

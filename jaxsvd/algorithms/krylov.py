@@ -21,7 +21,7 @@ from jax import lax
 from ..operators.base import Operator
 from .dense import inner
 from .orthonormal import noise, orthonormalize, polish
-from .products import adjoint, adjoint_product, product
+from .products import adjoint, adjoint_product, alike, product
 from .subspace import random_block
 
 
@@ -111,7 +111,7 @@ def init(A: Operator, config: Config, key: jax.Array, start: jax.Array | None = 
     scale = jnp.ldexp(jnp.ones((), largest.dtype), exponent)
     scale = jnp.where(jnp.isfinite(largest), scale, jnp.nan)
     V = jnp.zeros((n, L + b), A.dtype)
-    return State(
+    state = State(
         U=jnp.zeros((m, L), A.dtype),
         V=lax.dynamic_update_slice(V, first, (0, 0)),
         B=jnp.zeros((L, L), A.dtype),
@@ -124,6 +124,7 @@ def init(A: Operator, config: Config, key: jax.Array, start: jax.Array | None = 
         residuals=jnp.full((config.k,), jnp.inf, scale.dtype),
         scale=scale,
     )
+    return alike(state, scale)
 
 
 def _expand(A: Operator, state: State, config: Config) -> State:

@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 
 from .. import _tolerances
-from .products import adjoint, adjoint_product, product
+from .products import adjoint, adjoint_product, alike, product
 
 
 def noise(rows: int, columns: int, dtype, seed: int | jax.Array = 0) -> jax.Array:
@@ -120,9 +120,10 @@ def orthonormalize(
         return ~done & (number < passes)
 
     # The first pass never ends it: what is near orthonormal has then been so by its own account.
-    state = repeat((X, None, jnp.zeros((), jnp.int32)))
+    state = repeat((alike(X, against), None, jnp.zeros((), jnp.int32)))
     if passes > 1:
-        state = lax.while_loop(unfinished, repeat, (state[0], jnp.zeros((), bool), state[2]))
+        again = alike((jnp.zeros((), bool), state[2]), state[0])
+        state = lax.while_loop(unfinished, repeat, (state[0], *again))
     return state[0]
 
 

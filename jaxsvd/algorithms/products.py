@@ -1,5 +1,7 @@
 """Every large matrix product of the library: precision is decided here and nowhere else."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -12,6 +14,28 @@ PRECISION = lax.Precision.HIGHEST
 def adjoint(a: jax.Array) -> jax.Array:
     """Return A^H, the conjugate transpose of the last two axes."""
     return jnp.conj(a).mT
+
+
+def _varying(x: Any) -> frozenset[str]:
+    """Return the mesh axes of a `jax.shard_map` over which an array differs."""
+    kind = jax.typeof(x)  # the name of this attribute changed between versions of JAX
+    return frozenset(kind.vma if hasattr(kind, "vma") else kind.manual_axis_type.varying)
+
+
+def alike(tree: Any, *others: Any) -> Any:
+    """Return the arrays of a pytree as ones that differ between devices where others do.
+
+    Inside `jax.shard_map` an array made from a shape is known to be the same everywhere; a loop
+    that starts with it and goes on with numbers of A changes its type, which JAX refuses. Outside
+    nothing happens.
+    """
+    axes = frozenset().union(*map(_varying, jax.tree.leaves(others)))
+
+    def one(x):
+        missing = tuple(axes - _varying(x))
+        return lax.pcast(x, missing, to="varying") if missing else x
+
+    return jax.tree.map(one, tree) if axes else tree
 
 
 # A batch of small products costs 0.01 us each up to 3 x 3, where XLA on CPU writes its own loops,

@@ -21,7 +21,7 @@ from .._types import SVDResult
 from ..operators.base import Operator
 from .dense import inner
 from .orthonormal import noise, orthonormalize
-from .products import adjoint, adjoint_product, product
+from .products import adjoint, adjoint_product, alike, product
 
 
 class State(NamedTuple):
@@ -72,7 +72,7 @@ def init(A: Operator, columns: int, key: jax.Array, start: jax.Array | None = No
     if start is not None:
         block = block.at[:, : start.shape[1]].set(start.astype(A.dtype))
     real = jnp.finfo(A.dtype).dtype
-    return State(
+    state = State(
         U=jnp.zeros((m, columns), A.dtype),
         S=jnp.zeros((columns,), real),
         V=jnp.zeros((n, columns), A.dtype),
@@ -80,6 +80,7 @@ def init(A: Operator, columns: int, key: jax.Array, start: jax.Array | None = No
         residuals=jnp.full((columns,), jnp.inf, real),
         iteration=jnp.zeros((), jnp.int32),
     )
+    return alike(state, A)
 
 
 def step(A: Operator, state: State) -> State:

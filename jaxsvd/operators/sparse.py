@@ -109,8 +109,10 @@ class Sparse(Operator):
                 "Sparse: a BCOO or BCSR matrix must have two sparse axes and no batch axes, got "
                 f"shape {a.shape} with n_batch={a.n_batch} and n_dense={a.n_dense}"
             )
-        if isinstance(a, sparse.BCSR):
+        if isinstance(a, sparse.BCSR) and _on_one_cpu(a.indices):
             a = a.to_bcoo()
+        if isinstance(a, sparse.BCSR):
+            return cls(a.data, _rows_of(a.indptr, a.indices), a.indices, a.shape)
         rows, columns = a.indices[:, 0], a.indices[:, 1]
         if not _on_one_cpu(a.indices):
             return cls(a.data, rows, columns, a.shape)
@@ -172,6 +174,22 @@ def _on_one_cpu(x: jax.Array) -> bool:
         return False
     devices = x.devices()
     return len(devices) == 1 and all(device.platform == "cpu" for device in devices)
+
+
+def _rows_of(starts: jax.Array, indices: jax.Array) -> jax.Array:
+    """Return the row of each nonzero of a BCSR matrix, m for padding.
+
+    Each place by itself and where its column is: nonzeros spread over devices stay there.
+    """
+
+    def find(starts, indices):
+        place = jnp.arange(indices.shape[0], dtype=starts.dtype)
+        return (jnp.searchsorted(starts, place, side="right") - 1).astype(indices.dtype)
+
+    sharding = jax.typeof(indices).sharding
+    if AxisType.Explicit not in sharding.mesh.axis_types:
+        return find(starts, indices)
+    return jax.sharding.auto_axes(find, out_sharding=sharding)(starts, indices)
 
 
 def _whole(x: jax.Array) -> jax.Array:

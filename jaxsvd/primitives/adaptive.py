@@ -11,8 +11,7 @@ from jax.typing import DTypeLike
 from .. import _checks
 from .._types import Info, SVDResult
 from ..algorithms import adaptive, krylov, outofcore, passes
-from ..algorithms.dense import Request
-from ..algorithms.router import solve
+from ..algorithms.router import solve, without_gathering
 from ..operators.base import Operator
 from ..operators.compose import LowRank
 from ..operators.dense import Dense
@@ -70,7 +69,7 @@ def _adaptive(A: Operator, key: jax.Array, tol: float, config: Config, block: in
         residuals = found.state.scale * found.state.residuals
         iterations, products = found.state.iteration, b * (2 * found.state.iteration + 1)
     else:
-        ritz = solve(constant.to_dense(), Request())
+        ritz = solve(constant.to_dense(), without_gathering(A.shape))
         rank, error, enough = adaptive.smallest_rank(ritz.S, norm, tol, max_rank)
         residuals = jnp.zeros((max_rank,), ritz.S.dtype)
         iterations, products = jnp.zeros((), jnp.int32), jnp.asarray(min(m, n), jnp.int32)

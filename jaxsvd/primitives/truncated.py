@@ -12,9 +12,8 @@ from jax.typing import DTypeLike
 from .. import _checks, _tolerances
 from .._types import Info, SVDResult
 from ..algorithms import drive, krylov, passes, subspace
-from ..algorithms.dense import Request
 from ..algorithms.products import adjoint
-from ..algorithms.router import solve
+from ..algorithms.router import solve, without_gathering
 from ..operators.adapters import as_operator
 from ..operators.base import Operator
 from ..operators.dense import Dense
@@ -118,7 +117,7 @@ def forward(A: Operator, config: Config, start: jax.Array | None, seed: int) -> 
         found = passes.truncated(A, k, config.tol, config.max_iterations, key, start)
         return Run(*found._replace(residuals=found.residuals[:k]))
     if config.method == "full":
-        ritz = solve(A.to_dense(), Request())
+        ritz = solve(A.to_dense(), without_gathering(A.shape))
         # A backward stable SVD leaves residuals of rounding size; they are not measured again.
         largest = jnp.max(ritz.S, initial=0)
         rounding = jnp.full((k,), jnp.finfo(ritz.S.dtype).eps) * largest

@@ -35,7 +35,7 @@ from jax import lax
 
 from .. import _tolerances
 from .._types import SVDResult
-from ..algorithms.products import adjoint, adjoint_product, product
+from ..algorithms.products import adjoint, adjoint_product, alike, product
 from ..operators.base import Operator
 from ..operators.dense import Dense
 from .dense import guarded_reciprocal, herm, reciprocals, skew
@@ -197,6 +197,7 @@ def iterative_numbers(
         active = jnp.sqrt(dots(b, b)) > target
         nothing = jnp.zeros_like(active)
         state = (jnp.zeros_like(b), b, z, dots(b, z), active, 0, nothing)
+        state = alike(state, b, Q, tol)
         x, _, _, _, active, _, broken = lax.while_loop(more, iterate, state)
         if strict:
             x = jnp.where((active | broken)[None, :], jnp.nan, x)
