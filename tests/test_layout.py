@@ -91,7 +91,22 @@ INSIDE = {
     "transforms": ["projections", "updates", "low_rank"],
     "lora": [],
     "compress": [],
-    "models": ["_moments", "pca", "completion", "recommender", "robust", "image"],
+    "models": [
+        "_moments",
+        "pca",
+        "observed",
+        "soft_impute",
+        "thresholding",
+        "completion",
+        "ratings",
+        "factors",
+        "normal_equations",
+        "sgd",
+        "als",
+        "recommender",
+        "robust",
+        "image",
+    ],
     "cli": ["experiments", "demo", "info"],
 }
 
