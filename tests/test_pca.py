@@ -145,6 +145,17 @@ def test_operators_without_entries(table):
         assert_equals(pca.fit(op, 3), reference, 1e-8)
 
 
+@pytest.mark.parametrize("k", [3, 30])
+def test_samples_outside_memory(tmp_path, k):
+    x = np.asarray(samples(m=500, n=40))
+    np.save(tmp_path / "samples.npy", x)
+    op = operators.RowBlocks(str(tmp_path / "samples.npy"), rows=64)
+    reference = PCA(k, svd_solver="full").fit(x)
+    model = pca.fit(op, k)
+    assert_equals(model, reference, 1e-5)  # the last variances are 1e-10 of the first
+    np.testing.assert_allclose(pca.transform(model, op), reference.transform(x), atol=1e-5)
+
+
 def test_a_sparse_matrix_is_never_made_dense():
     """5e4 x 5e4 would be 20 GB."""
     n, count = 50_000, 3000

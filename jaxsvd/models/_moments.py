@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ..algorithms.passes import frobenius_norm
 from ..operators.base import Operator
 from ..operators.dense import Dense
+from ..operators.rowblocks import RowBlocks
 from ..operators.sparse import Sparse
 
 # Columns of the identity multiplied at a time where only products tell the size of an operator.
@@ -44,6 +46,12 @@ def total_squares(op: Operator) -> jax.Array:
 @total_squares.register
 def _(op: Dense) -> jax.Array:
     return jnp.sum(jnp.abs(op.to_dense()) ** 2)
+
+
+@total_squares.register
+def _(op: RowBlocks) -> jax.Array:
+    """One pass."""
+    return jnp.asarray(frobenius_norm(op) ** 2, op.dtype)
 
 
 @total_squares.register
