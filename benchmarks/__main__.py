@@ -17,7 +17,19 @@ from pathlib import Path
 
 from .measure import hardware, show, versions
 
-SUITES = ("topk", "batched", "router", "accuracy", "gradients", "norms", "lipschitz")
+SUITES = (
+    "topk",
+    "batched",
+    "router",
+    "accuracy",
+    "gradients",
+    "norms",
+    "lipschitz",
+    "outofcore",
+    "models",
+    "completion",
+    "recommender",
+)
 
 
 def main(argv: list[str] | None = None) -> int:

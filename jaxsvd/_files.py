@@ -80,12 +80,10 @@ def load_arrays(path: str | os.PathLike, names: tuple[str, ...]) -> dict[str, np
         ValueError: the file holds other arrays, or is no .npz.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
             found = {name: file[name] for name in file.files}
-    except (OSError, EOFError, ValueError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise ValueError(f"{path}: wanted an .npz file of arrays, got {error}") from None
+    except FileNotFoundError:
+        raise
     except Exception as error:  # zipfile.BadZipFile, and what else a damaged archive raises
         raise ValueError(f"{path}: wanted an .npz file of arrays, got {error}") from None
     if set(found) != set(names):

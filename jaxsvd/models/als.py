@@ -20,7 +20,7 @@ class _Side(NamedTuple):
     """The ratings seen from users or from items: their plan, and the other index of each."""
 
     plan: Plan
-    other: jax.Array
+    other: Any
 
 
 def _side(data: Ratings, by_users: bool) -> _Side:

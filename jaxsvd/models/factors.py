@@ -11,6 +11,7 @@ from jax import lax
 
 from .. import _checks
 from .._files import load_arrays, save_arrays
+from .observed import sampled
 from .ratings import Ratings
 
 # Users whose scores for all items are held at a time.
@@ -116,8 +117,21 @@ def started(name: str, start: Any, shape: tuple[int, int], k: int, dtype, seed: 
     seed = _checks.static_int(name, "seed", seed, 0, 2**31 - 1)
     rng = np.random.default_rng(seed)
     p, q = (jnp.asarray(scale * rng.standard_normal((rows, k)), dtype) for rows in shape)
-    zeros = [jnp.zeros((rows,), dtype) for rows in shape]
-    return Factors(p, q, *zeros, jnp.zeros((), dtype))
+    a, b = (jnp.zeros((rows,), dtype) for rows in shape)
+    return Factors(p, q, a, b, jnp.zeros((), dtype))
+
+
+@jax.jit
+def _predict(state: Factors, users: jax.Array, items: jax.Array) -> jax.Array:
+    def known(index, count):
+        return jnp.where((index >= 0) & (index < count), index, count).reshape(-1)
+
+    def bias(x, index):
+        return x.at[index].get(mode="fill", fill_value=0)
+
+    u, i = known(users, state.users.shape[0]), known(items, state.items.shape[0])
+    found = bias(state.user_bias, u) + bias(state.item_bias, i)
+    return (state.mean + found + sampled(state.users, state.items, u, i)).reshape(users.shape)
 
 
 def predict(
@@ -160,12 +174,7 @@ def predict(
             f"{name}: `users` and `items` must have one shape, got {u.shape} and {i.shape}"
         )
 
-    def take(x, index):
-        known = (index >= 0) & (index < x.shape[0])
-        return x.at[jnp.where(known, index, x.shape[0])].get(mode="fill", fill_value=0)
-
-    p, q = take(state.users, u), take(state.items, i)
-    found = state.mean + take(state.user_bias, u) + take(state.item_bias, i) + jnp.sum(p * q, -1)
+    found = _predict(state, u, i)
     return found if bounds is None else jnp.clip(found, *bounds)
 
 

@@ -138,7 +138,8 @@ def observed_entries(name: str, a: Any) -> Sparse:
     kept = np.arange(rows.size)
     if keep.size == rows.size and np.array_equal(keep, kept):
         return a.prepared()
-    return Sparse(data[jnp.asarray(keep)], rows[keep], columns[keep], a.size).prepared()
+    i, j = jnp.asarray(rows[keep]), jnp.asarray(columns[keep])
+    return Sparse(data[jnp.asarray(keep)], i, j, a.size).prepared()
 
 
 def with_values(a: Sparse, data: jax.Array) -> Sparse:

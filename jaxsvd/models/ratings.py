@@ -89,6 +89,7 @@ def ratings(users: Any, items: Any, values: Any, shape: tuple[int, int] | None =
         raise ValueError(f"{name}: `values` must be finite, got {v[bad[0]]} in row {bad[0]}")
     if shape is None:
         shape = int(u.max()) + 1, int(i.max()) + 1
+    shape = int(shape[0]), int(shape[1])
     for argument, index, count in (("users", u, shape[0]), ("items", i, shape[1])):
         if index.max() >= count:
             raise ValueError(
@@ -99,9 +100,7 @@ def ratings(users: Any, items: Any, values: Any, shape: tuple[int, int] | None =
     _, last = np.unique(place[::-1], return_index=True)  # the first of the reversed
     keep = np.sort(u.size - 1 - last)
     dtype = np.dtype(jnp.result_type(v.dtype)) if v.dtype == np.float64 else np.dtype(np.float32)
-    return Ratings(
-        u[keep].astype(np.int32), i[keep].astype(np.int32), v[keep].astype(dtype), tuple(shape)
-    )
+    return Ratings(u[keep].astype(np.int32), i[keep].astype(np.int32), v[keep].astype(dtype), shape)
 
 
 class Names(NamedTuple):

@@ -133,10 +133,11 @@ def sgd(
     rng = np.random.default_rng([seed, 1])
     places = np.pad(rng.permutation(count), (0, many * size - count)).reshape(many, size)
     there = (np.arange(many * size) < count).reshape(many, size)
-    batches = _Batches(
-        *(np.where(there, x[places], 0) for x in (data.users, data.items, data.values - mean)),
-        there.astype(dtype),
+    u, i, r = (
+        jnp.asarray(np.where(there, x[places], 0))
+        for x in (data.users, data.items, data.values - mean)
     )
+    batches = _Batches(u, i, r, jnp.asarray(there.astype(dtype)))
     orders = np.stack([rng.permutation(many) for _ in range(epochs)]).astype(np.int32)
     one = jnp.ones
     P = jnp.concatenate([first.users, first.user_bias[:, None], one((data.shape[0], 1), dtype)], 1)
@@ -144,7 +145,6 @@ def sgd(
     if start is None:  # users and items without ratings
         P = P.at[np.bincount(data.users, minlength=data.shape[0]) == 0, :k].set(0)
         Q = Q.at[np.bincount(data.items, minlength=data.shape[1]) == 0, :k].set(0)
-    batches = jax.tree.map(jnp.asarray, batches)
     rates, reg = np.asarray(rates, dtype), jnp.asarray(reg, dtype)
     advance, close = bar(_checks.flag(name, "progress", progress), epochs, "epoch")
     history = []

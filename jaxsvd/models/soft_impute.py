@@ -93,7 +93,7 @@ def _soft_impute(a: Sparse, weight, start: LowRank | None, k: int, tol: float, l
     basis = subspace.init(a, l, jax.random.key(0), block)
     zeros = (basis.U, jnp.zeros((l,), dtype), basis.V)
     f, z = zeros[1], jnp.zeros_like(y)
-    if start is not None:
+    if start is not None and block is not None:
         r = min(start.s.shape[0], l)
         U = basis.U.at[:, :r].set(start.U[:, :r].astype(dtype))
         V = basis.V.at[:, :r].set(block[:, :r])
@@ -247,7 +247,8 @@ def soft_impute(
 
 @jax.jit
 def _largest(a: Sparse) -> jax.Array:
-    return truncated_svd(a, 1).S[0]
+    result: Any = truncated_svd(a, 1)
+    return result.S[0]
 
 
 def path(
