@@ -87,7 +87,8 @@ def first_call(call: Callable[[], Any]) -> tuple[Any, float]:
     return result, time.perf_counter() - start
 
 
-def _status(field: str) -> int:
+def status(field: str) -> int:
+    """Return a size of this process in bytes, by its name in /proc/self/status."""
     with open("/proc/self/status") as file:
         line = next(line for line in file if line.startswith(field))
     return 1024 * int(line.split()[1])
@@ -96,11 +97,11 @@ def _status(field: str) -> int:
 def peak_memory(call: Callable[[], Any]) -> int | None:
     """Return the bytes of resident memory that a call adds at its peak; None outside Linux."""
     with contextlib.suppress(OSError):
-        before = _status("VmRSS:")
+        before = status("VmRSS:")
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")  # resets the peak
         jax.block_until_ready(call())
-        return max(0, _status("VmHWM:") - before)
+        return max(0, status("VmHWM:") - before)
     return None
 
 

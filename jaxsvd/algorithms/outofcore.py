@@ -270,8 +270,9 @@ def take_in(A: Operator, state: State, rows: int, part: Operator | None = None) 
     kept = state.Y
     if row == 0:
         kept = aligned(A.shape[0], Y.shape[1], np.dtype(Y.dtype))
-    if scale != state.scale:
-        kept = kept * np.asarray(state.scale / scale)
+    elif scale != state.scale:  # the state keeps its own
+        kept = kept.copy()
+        kept[:row] *= np.asarray(state.scale / scale)
     kept[row:stop] = Y
     return state._replace(row=stop, Z=Z, lost=lost, scale=scale, Y=kept)
 

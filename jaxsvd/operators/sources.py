@@ -23,9 +23,10 @@ Take = Callable[[int], np.ndarray]
 
 
 def working_dtype(dtype: np.dtype) -> np.dtype:
-    """Return the dtype in which rows are multiplied: floats of at least four bytes."""
+    """Return the dtype in which rows are multiplied: at least float32, integers as in `_checks`."""
     if not jnp.issubdtype(dtype, jnp.inexact):
-        dtype = np.dtype(jax.eval_shape(jnp.sqrt, jax.ShapeDtypeStruct((), jnp.int32)).dtype)
+        known = jax.ShapeDtypeStruct((), jax.dtypes.canonicalize_dtype(dtype))
+        dtype = np.dtype(jax.eval_shape(jnp.sqrt, known).dtype)
     return jax.dtypes.canonicalize_dtype(promote(dtype))
 
 
