@@ -4,10 +4,11 @@
 
 PCA: 20000 x 2000 in single precision, k = 50, singular values that decay as i^-1/2, i^-1 and
 exp(-i/20) + 1e-3, off the origin by one standard deviation; against scikit-learn's randomized
-solver with its defaults. Errors are those of the result in double precision against the exact
-covariance: how much more the components leave of the variance than the best ones do (relative, at
-least 1e-6, below which single precision does not tell), the sine of the largest angle between the
-two spans, and the largest error of a variance by the first. Robust PCA: the random problems of
+solver with its defaults. The default tolerance of `pca.fit` is 1e-5; the claims are on 1e-4, where
+all its errors are still below scikit-learn's. Errors are those of the result against the exact
+covariance, in double precision: how much more the components leave of the variance than the best
+ones do (relative; below 1e-6 single precision does not tell), the sine of the largest angle between
+the two spans, and the largest error of a variance by the first. Robust PCA: the random problems of
 Candes, Li, Ma and Wright (2011), table 1. kabsch: a million pairs of 20 points in space; the loop
 in NumPy runs over the first part and its time is extrapolated.
 """
@@ -28,6 +29,8 @@ from .measure import Claim, Report, Row, first_call, main, medians
 
 # What counts as no error of a reconstruction in single precision.
 ROUNDING = 1e-6
+
+SKLEARN, DEFAULT, LOOSE = "scikit-learn randomized", "jaxsvd pca.fit", "jaxsvd pca.fit, tol=1e-4"
 
 DECAYS = {
     "i^-1/2": lambda i: i**-0.5,
@@ -71,28 +74,29 @@ def components(quick: bool) -> tuple[list[Row], list[Claim]]:
         on_device = jnp.asarray(x)
         theirs = PCA(k, svd_solver="randomized", random_state=0)
         calls = {
-            "scikit-learn randomized": lambda x=x, p=theirs: p.fit(x),
-            "jaxsvd pca.fit": lambda x=on_device: pca.fit(x, k),
+            SKLEARN: lambda x=x, p=theirs: p.fit(x),
+            DEFAULT: lambda x=on_device: pca.fit(x, k),
+            LOOSE: lambda x=on_device: pca.fit(x, k, tol=1e-4),
         }
-        _, first = first_call(calls["jaxsvd pca.fit"])
+        first = {name: first_call(calls[name])[1] for name in (DEFAULT, LOOSE)}
         seconds = medians(calls, repeats=1 if quick else 5)
-        fitted, model = (call() for call in calls.values())
-        found = {
-            "scikit-learn randomized": (fitted.components_, fitted.explained_variance_),
-            "jaxsvd pca.fit": (model.components, model.explained_variance),
-        }
+        fitted = calls[SKLEARN]()
+        found = {SKLEARN: (fitted.components_, fitted.explained_variance_)}
+        for name in first:
+            model = calls[name]()
+            found[name] = model.components, model.explained_variance
         case = f"PCA, {m} x {n}, k = {k}, decay {decay}"
         all_errors = {name: errors(value, exact) for name, value in found.items()}
         for name, (left, sine, variance) in all_errors.items():
             note = f"subspace {sine:.1e}, variances {variance:.1e}"
-            compiled = first - seconds[name] if "jaxsvd" in name else None
+            compiled = first[name] - seconds[name] if name in first else None
             rows.append(Row(case, name, seconds[name], compiled, error=left, note=note))
-        sklearn, ours = all_errors.values()
+        sklearn, _, ours = all_errors.values()  # of the loose one, the worst of ours
         claims += [
             Claim(
                 case,
-                "times faster than scikit-learn",
-                seconds["scikit-learn randomized"] / seconds["jaxsvd pca.fit"],
+                "pca.fit, tol=1e-4: times faster than scikit-learn",
+                seconds[SKLEARN] / seconds[LOOSE],
                 3,
             ),
             Claim(
