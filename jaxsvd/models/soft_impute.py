@@ -116,10 +116,23 @@ def _soft_impute(a: Sparse, weight, start: LowRank | None, k: int, tol: float, l
 
 
 def _stationarity(z, a: Sparse, weight):
-    """Return the gradient of |P(Y - A B^T)|^2 / 2 + weight (|A|^2 + |B|^2) / 2 in A and B."""
+    """Return the gradient of the factored objective, and the function that multiplies its Hessian.
+
+    |P(Y - A B^T)|^2 / 2 + weight (|A|^2 + |B|^2) / 2
+    """
     A, B = z
     R = with_values(a, a.data - sampled(A, B, a.rows, a.columns))
-    return weight * A - R.matmat(B), weight * B - R.rmatmat(A)
+
+    def hessian(d):
+        # Written out: the sparse products then take their fast form, a derivative of F would not.
+        dA, dB = d
+        dR = with_values(a, sampled(dA, B, a.rows, a.columns) + sampled(A, dB, a.rows, a.columns))
+        return (
+            weight * dA + dR.matmat(B) - R.matmat(dB),
+            weight * dB + dR.rmatmat(A) - R.rmatmat(dA),
+        )
+
+    return (weight * A - R.matmat(B), weight * B - R.rmatmat(A)), hessian
 
 
 def _optimum(a: Sparse, weight, start, k: int, tol: float, limit: int):
@@ -140,14 +153,11 @@ def _optimum(a: Sparse, weight, start, k: int, tol: float, limit: int):
     root = jnp.sqrt(s)[None, :]
     z = lax.stop_gradient((U * root, V * root))
 
-    def gradient(z):
-        return _stationarity(z, a, weight)
-
     def solve(H, b):
         return jax.scipy.sparse.linalg.cg(H, b, tol=tol, maxiter=1000)[0]
 
     for _ in range(ORDER):
-        F, H = jax.linearize(gradient, z)
+        F, H = _stationarity(z, a, weight)
         moved = jax.tree.map(lambda x: x - lax.stop_gradient(x), F)
         step = lax.custom_linear_solve(H, moved, solve, symmetric=True)
         z = jax.tree.map(jnp.subtract, z, step)
