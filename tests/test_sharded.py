@@ -10,7 +10,7 @@ from jax.experimental import sparse
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxsvd
-from tests.collectives import collectives, decompositions
+from benchmarks.hlo import collectives, decompositions
 from tests.helpers import adjoint, double, eps, gaussian, jit, orthonormal
 
 P = PartitionSpec
@@ -242,7 +242,7 @@ def test_sparse_rows(form, kind):
 
 @EVERY_KIND
 def test_a_sharded_batch_of_small_matrices_stays_local(kind):
-    a = jax.device_put(gaussian((64, 3, 3), np.float32), NamedSharding(mesh("8", kind), P("i")))
+    a = jax.device_put(gaussian((2048, 3, 3), np.float32), NamedSharding(mesh("8", kind), P("i")))
 
     def loss(a):
         U, S, Vh = jaxsvd.svd(a, full_matrices=False)
@@ -295,3 +295,26 @@ def test_an_axis_that_the_mesh_does_not_divide():
     result = program(a)
     expected = np.linalg.svd(double(a), compute_uv=False)[:K]
     np.testing.assert_allclose(result.S, expected, rtol=0, atol=10 * eps(np.float32))
+
+
+def test_inside_shard_map_rows_may_lie_on_the_other_axes():
+    """One matrix for each half of the devices, its rows over the four of them."""
+    there = mesh("2x4", AxisType.Auto)
+    stack = np.stack([matrix(), matrix() / 2])
+    a = jax.device_put(stack, NamedSharding(there, P("i", "j")))
+
+    def local(a):
+        (_, result), gradient = value_and_gradient_of_energy(METHODS["randomized"])(a[0])
+        return jax.tree.map(lambda x: x[None], (result, gradient))
+
+    spec = P("i")
+    with jax.set_mesh(there):
+        mapped = jax.shard_map(local, in_specs=spec, out_specs=spec, axis_names={"i"})
+        program = jit(mapped).lower(a).compile()
+    check_program(program.as_text())
+    assert {call.group for call in collectives(program.as_text())} == {4}
+    (U, S, _), gradient = program(a)
+    expected = values()[:K] * np.array([[1], [0.5]])
+    np.testing.assert_allclose(S, expected, rtol=0, atol=10 * eps(np.float32))
+    assert is_placed(U, there, "i", "j", None)
+    assert is_placed(gradient, there, "i", "j", None)

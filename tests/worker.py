@@ -54,6 +54,14 @@ def check(shape, axes, spec, kind, method) -> None:
         np.testing.assert_allclose(shard.data, expected[shard.index], rtol=0, atol=1e-4)
 
 
+def check_eager() -> None:
+    """The call as it is written, outside jit, with a key that each process makes for itself."""
+    mesh = jax.make_mesh((8,), ("i",))
+    result = METHODS["randomized"](spread(matrix(), mesh, P("i", None)))
+    np.testing.assert_allclose(result.S, values()[:4], rtol=0, atol=1e-6)
+    assert is_placed(result.U, mesh, "i", None)
+
+
 def endless() -> None:
     mesh = jax.make_mesh((8,), ("i",))
     a = spread(matrix(), mesh, P("i", None))
@@ -66,7 +74,7 @@ def endless() -> None:
 
 def main(port: str, count: str, number: str, what: str) -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    seconds = HEARTBEAT if what == "endless" else 100
+    seconds = HEARTBEAT if what == "endless" else 600
     jax.distributed.initialize(
         f"127.0.0.1:{port}",
         num_processes=int(count),
@@ -81,6 +89,7 @@ def main(port: str, count: str, number: str, what: str) -> None:
     check((8,), ("i",), P("i", None), AxisType.Explicit, "krylov")
     check((2, 4), ("i", "j"), P("i", "j"), AxisType.Auto, "krylov")
     check((4, 2), ("i", "j"), P("i", "j"), AxisType.Explicit, "randomized")
+    check_eager()
     print("all checked", flush=True)
 
 

@@ -21,15 +21,44 @@ class Call(NamedTuple):
         kind: one of KINDS, or the name of the library function called.
         shapes: of its results, on one device.
         bytes: of its results, on one device.
+        group: devices that take part together.
     """
 
     kind: str
     shapes: list[tuple[int, ...]]
     bytes: int
+    group: int
 
     @property
     def longest(self) -> int:
         return max((max(shape, default=1) for shape in self.shapes), default=1)
+
+    @property
+    def sent(self) -> float:
+        """Bytes that each device sends, by the ring algorithms."""
+        g = self.group
+        if self.kind == "all-reduce":
+            return 2 * self.bytes * (g - 1) / g
+        if self.kind == "reduce-scatter":  # the result is one of g parts
+            return self.bytes * (g - 1)
+        return self.bytes if self.kind == "collective-permute" else self.bytes * (g - 1) / g
+
+
+def _group(line: str) -> int:
+    """Read how many devices take part together, from one of the three notations of XLA.
+
+    {{0,1},{2,3}}; groups times members, [2,4]<=[8]; axes of a mesh, mesh['a'=2,'b'=4] {'b'}.
+    """
+    if match := re.search(r"replica_groups=\[\d+,(\d+)\]<=", line):
+        return int(match[1])
+    if match := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
+        return match[1].count(",") + 1
+    if match := re.search(r"replica_groups=mesh\[(.*?)\][^{]*\{(.*?)\}", line):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", match[2]))
+    if "replica_groups={}" in line or "source_target_pairs" in line or "replica_groups" not in line:
+        return 1
+    raise ValueError(f"replica groups in a notation unknown here: {line}")
 
 
 def calls(text: str) -> list[Call]:
@@ -49,7 +78,7 @@ def calls(text: str) -> list[Call]:
         if kind == "custom-call":
             target = _TARGET.search(line)
             kind = target[1] if target else kind
-        found.append(Call(kind, shapes, total))
+        found.append(Call(kind, shapes, total, _group(line)))
     return found
 
 
