@@ -33,7 +33,7 @@ class Place(NamedTuple):
     rows: Any
     columns: Any
 
-    def of(self, *last: Any) -> NamedSharding:
+    def of(self, *last: Any) -> Any:
         """Return the sharding of a result whose axes after the leading ones are given."""
         return NamedSharding(self.mesh, PartitionSpec(*self.batch, *last))
 
@@ -48,12 +48,12 @@ class Place(NamedTuple):
         return CoreSVD(self.of(self.rows, None), self.of(), self.of(None, self.columns))
 
     @property
-    def small(self) -> NamedSharding:
+    def small(self) -> Any:
         """Sharding of numbers that belong to a matrix as a whole."""
         return self.of()
 
     @property
-    def matrix(self) -> NamedSharding:
+    def matrix(self) -> Any:
         """Sharding of a matrix of the same shape."""
         return self.of(self.rows, self.columns)
 
