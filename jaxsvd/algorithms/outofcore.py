@@ -146,8 +146,8 @@ def fixed(k: int, columns: int, power: int, certify: bool, tol: float) -> Config
 _take_in_rows, _take_in_rows_adjoint = jax.jit(add_rows), jax.jit(add_adjoint_rows)
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def _grow(V, W, X, Z, size, number, config: Config):
+@functools.partial(jax.jit, static_argnames="p")
+def _grow(V, W, X, Z, size, number, p: int):
     """Append X and A^H A X to the space; return its Ritz vectors and values, and the next block."""
     (n, L), b = V.shape, X.shape[1]
     at = (jnp.zeros((), size.dtype), size)
@@ -158,7 +158,6 @@ def _grow(V, W, X, Z, size, number, config: Config):
     theta, Y = jnp.linalg.eigh((T + adjoint(T)) / 2 + jnp.diag(unused), symmetrize_input=False)
     theta, Y = theta[::-1], Y[:, ::-1]
     S = jnp.sqrt(jnp.maximum(theta, 0))
-    p = config.columns
     ritz = product(V, Y[:, :p])
     off = product(W, Y[:, :p]) - ritz * theta[None, :p].astype(V.dtype)
     residuals = jnp.linalg.norm(off, axis=0)
@@ -261,11 +260,11 @@ def take_in(A: Operator, state: State, rows: int, part: Operator | None = None) 
     if phase == ADJOINT:
         U = jnp.asarray(state.U)[row:stop]
         Z, lost = add_adjoint(part, U, state.Z, state.lost, state.scale)
-        Z.block_until_ready()
+        jax.block_until_ready((Z, lost))
         return state._replace(row=stop, Z=Z, lost=lost)
     Y, Z, lost, scale = add(part, state.X, state.Z, state.lost, state.scale)
+    jax.block_until_ready((Z, lost))
     if phase == KRYLOV:
-        Y.block_until_ready()
         return state._replace(row=stop, Z=Z, lost=lost, scale=scale)
     kept = state.Y
     if row == 0:
@@ -316,7 +315,7 @@ def _after_krylov(state: State, Z: jax.Array, config: Config) -> State:
         return _begin(state, RANGE if last else KRYLOV, X)
     b, size, passes = state.X.shape[1], int(state.size), int(state.passes)
     V, W, Y, S, ritz, residuals, following = _grow(
-        state.V, state.W, state.X, Z, np.int32(size), np.int32(passes), config
+        state.V, state.W, state.X, Z, np.int32(size), np.int32(passes), config.columns
     )
     size += b
     state = state._replace(V=V, W=W, size=size, S=S[: config.columns])

@@ -226,7 +226,7 @@ class RowBlocks(Operator):
                 for block in blocks:
                     part = Dense(jax.device_put(block))
                     total, lost = _adjoint_times(part, Y[at : at + len(block)], total, lost)
-                    total.block_until_ready()  # the buffer is filled again
+                    jax.block_until_ready((total, lost))  # the buffer is filled again
                     at += len(block)
             return total + lost
 
