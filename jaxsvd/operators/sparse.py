@@ -189,7 +189,8 @@ def _rows_of(starts: jax.Array, indices: jax.Array) -> jax.Array:
     sharding = jax.typeof(indices).sharding
     if AxisType.Explicit not in sharding.mesh.axis_types:
         return find(starts, indices)
-    return jax.sharding.auto_axes(find, out_sharding=sharding)(starts, indices)
+    by_compiler: Callable = jax.sharding.auto_axes(find, out_sharding=sharding)
+    return by_compiler(starts, indices)
 
 
 def _whole(x: jax.Array) -> jax.Array:
