@@ -125,9 +125,9 @@ def iterative_numbers(
         A: the matrix as an operator.
         ritz: k + p approximate triplets; those beyond k precondition.
         k: triplets kept.
-        tol: residual of each column's system, relative to its right-hand side.
+        tol: error of the solution as a whole, relative to the right-hand side as a whole.
         max_iterations: products with A A^H at most.
-        strict: give NaN where a column does not reach the tolerance, or the system is indefinite.
+        strict: give NaN where the tolerance is not reached, or the system is indefinite.
     """
     U, S, Vh = (lax.stop_gradient(x) for x in ritz)
     m, n = U.shape[0], Vh.shape[1]
@@ -136,7 +136,7 @@ def iterative_numbers(
     largest = jnp.where(S[0] > 0, S[0], 1)
     r = (s / largest)[None, :]
     r_inv = guarded_reciprocal(r, _tolerances.rank_tol(S.dtype, m, n))
-    dtype = U.dtype
+    dtype, limits = U.dtype, jnp.finfo(S.dtype)
 
     def shorter_first(X, Y):
         return (X, Y) if m <= n else (Y, X)
@@ -145,13 +145,8 @@ def iterative_numbers(
     A = lax.stop_gradient(A)
     up, down = shorter_first(A.matmat, A.rmatmat)  # onto the shorter side; back to the longer one
 
-    def apply(X):  # A_perp of the longer side, then of the shorter, of A / s_1
-        down_X = project_out(Q_other[:, :k], down(X) / largest.astype(dtype))
-        return down_X
-
-    def gram(X):
-        up_X = up(apply(X)) / largest.astype(dtype)
-        return project_out(Q[:, :k], up_X) * (r_inv**2).astype(dtype)
+    def apply_up(X):  # A / s_1 onto what is left of the shorter side
+        return project_out(Q[:, :k], up(X) / largest.astype(dtype))
 
     # Preconditioner on the extra vectors: 1/(1 - s_p^2/s_j^2) - 1, bounded where they cross s_j.
     ratio = jnp.minimum((S[k:] / largest)[:, None] * r_inv, 1 - 1e-3) ** 2
@@ -167,50 +162,60 @@ def iterative_numbers(
     def conjugate_gradients(b):
         # Each right-hand side is divided by its largest entry: squares neither over- nor underflow.
         size = jnp.max(jnp.abs(b), axis=0, keepdims=True)
+        weight_of = (size / jnp.maximum(jnp.max(size), limits.tiny))[0] ** 2
         size = jnp.where(size > 0, size, 1).astype(dtype)
         b = b / size
-        target = tol * jnp.sqrt(dots(b, b))
-        z = precondition(b)
+        squares = dots(b, b)
+        least, target = limits.eps**2 * squares, tol**2 * jnp.sum(weight_of * squares)
 
         def more(state):
-            active, i = state[4], state[5]
-            return jnp.any(active) & (i < max_iterations)
+            *_, left, active, i, _ = state
+            return (jnp.sum(weight_of * left) > target) & jnp.any(active) & (i < max_iterations)
 
         def iterate(state):
-            x, res, p, rz, active, i, broken = state
-            Tp = p - gram(p)
-            curvature = dots(p, Tp)
+            x, down_x, res, z, p, rz, _, active, i, broken = state
+            # To project this too would change the system by the square of the residual only.
+            down_p = down(p) / largest.astype(dtype)
+            Tp = p - apply_up(down_p) * (r_inv**2).astype(dtype)
+            curvature, length = dots(p, Tp), dots(p, p)
             # An indefinite system (s_j below a discarded value): stop the column where it is.
             broken = broken | (active & ~(curvature > 0))
             active = active & (curvature > 0)
             alpha = jnp.where(active, rz / jnp.where(curvature > 0, curvature, 1), 0)
             alpha = alpha[None, :].astype(dtype)
-            x, res = x + alpha * p, res - alpha * Tp
+            x, down_x, res = x + alpha * p, down_x + alpha * down_p, res - alpha * Tp
             z = precondition(res)
             rz_new = dots(res, z)
             beta = jnp.where(active, rz_new / jnp.where(rz > 0, rz, 1), 0)[None, :].astype(dtype)
+            # Of the error z in x, A_perp hands on to the other side the share it did of p.
+            share = jnp.clip(1 - curvature / jnp.where(length > 0, length, 1), 0, 1)
             p = jnp.where(active[None, :], z + beta * p, p)
             rz = jnp.where(active, rz_new, rz)
-            active = active & (jnp.sqrt(dots(res, res)) > target)
-            return x, res, p, rz, active, i + 1, broken
+            squares = dots(res, res)
+            active = active & (squares > least)
+            return x, down_x, res, z, p, rz, share * squares, active, i + 1, broken
 
-        active = jnp.sqrt(dots(b, b)) > target
+        z = precondition(b)
+        active = squares > 0
         nothing = jnp.zeros_like(active)
-        state = (jnp.zeros_like(b), b, z, dots(b, z), active, 0, nothing)
-        state = alike(state, b, Q, tol)
-        x, _, _, _, active, _, broken = lax.while_loop(more, iterate, state)
+        zeros = jnp.zeros((Q_other.shape[0], k), dtype)
+        state = (jnp.zeros_like(b), zeros, b, z, z, dots(b, z), squares, active, 0, nothing)
+        state = alike(state, b, Q, Q_other, tol)
+        x, down_x, _, z, _, _, left, _, _, broken = lax.while_loop(more, iterate, state)
         if strict:
-            x = jnp.where((active | broken)[None, :], jnp.nan, x)
-        return x * size
+            far = jnp.sum(weight_of * left) > target
+            size = jnp.where(far | broken[None, :], jnp.nan, size)
+        # One step without a product: A_perp has been applied to x, x + z follows from it.
+        return (x + jnp.where(broken[None, :], 0, z)) * size, down_x * size
 
     def outer(rhs: Pair) -> Pair:
         (b, b_other) = shorter_first(*rhs)
         inner, inner_other = project_out(Q[:, :k], b), project_out(Q_other[:, :k], b_other)
         s_inv = (r_inv / largest).astype(dtype)
-        pushed = project_out(Q[:, :k], up(inner_other) / largest.astype(dtype))
-        right = (inner + pushed * r_inv.astype(dtype)) * r_inv.astype(dtype)
-        x = conjugate_gradients(right)
-        x_other = (inner_other + apply(x)) * r_inv.astype(dtype)
+        right = (inner + apply_up(inner_other) * r_inv.astype(dtype)) * r_inv.astype(dtype)
+        x, down_x = conjugate_gradients(right)
+        down_x = project_out(Q_other[:, :k], down_x)
+        x_other = (inner_other + down_x) * r_inv.astype(dtype)
         # The system was that of A / s_1; within the kept subspaces it is b / s.
         result = x / largest.astype(dtype) + (b - inner) * s_inv
         result_other = x_other / largest.astype(dtype) + (b_other - inner_other) * s_inv
