@@ -10,7 +10,7 @@ from jax.core import Tracer
 from .. import _checks
 from .._types import SVDResult
 from ..algorithms import drive, subspace
-from ..algorithms.products import adjoint
+from ..algorithms.products import adjoint, adjoint_product, product
 from ..operators.base import Sum
 from ..operators.compose import LowRank
 from ..operators.sparse import Sparse
@@ -141,7 +141,7 @@ def _optimum(a: Sparse, weight, start, k: int, tol: float, limit: int):
     At the optimum Z = A B^T with A = U s^1/2, B = V s^1/2 the gradient of the factored objective
     vanishes: F(A, B; Y, weight) = 0 (Srebro, Rennie and Jaakkola 2005). So dz = -H^+ dF, H the
     Hessian of a minimum: positive semidefinite, zero along rotations (A Q, B Q) only, which no dF
-    meets: conjugate gradients find the tangent of least norm. Newton's step
+    meets: conjugate gradients across these find the tangent of least norm. Newton's step
 
         z - H(z)^-1 (F(z) - c),   c the value of F(z) as a constant
 
@@ -153,8 +153,19 @@ def _optimum(a: Sparse, weight, start, k: int, tol: float, limit: int):
     root = jnp.sqrt(s)[None, :]
     z = lax.stop_gradient((U * root, V * root))
 
+    (A0, B0), sums = z, s[:, None] + s[None, :]
+    inverse = jnp.where(sums > 0, 1 / jnp.where(sums > 0, sums, 1), 0)
+
+    def across(b):
+        # Less the rotations (A Q, B Q), Q skew: at second order single terms meet them, if not
+        # their sum, and conjugate gradients would never settle.
+        X, Y = b
+        G = adjoint_product(A0, X) + adjoint_product(B0, Y)
+        Q = (G - G.T) / 2 * inverse
+        return X - product(A0, Q), Y - product(B0, Q)
+
     def solve(H, b):
-        return jax.scipy.sparse.linalg.cg(H, b, tol=tol, maxiter=1000)[0]
+        return across(jax.scipy.sparse.linalg.cg(H, across(b), tol=tol, maxiter=1000)[0])
 
     for _ in range(ORDER):
         F, H = _stationarity(z, a, weight)
