@@ -73,8 +73,8 @@ def soft(quick: bool) -> tuple[list[Row], list[Claim]]:
     n, rank, share = (300, 5, 0.3) if quick else (1000, 10, 0.2)
     left, right, a = problem(n, rank, share, noise=0.5)
     A = Sparse.from_matrix(a)
-    # The noise has the largest singular value 0.5 (2 sqrt(n share)).
-    weight = 0.5 * 2 * (n * share) ** 0.5
+    # Above the noise, whose largest singular value is 0.5 (2 sqrt(n share)).
+    weight = 0.75 * 2 * (n * share) ** 0.5
     solve = lambda: completion.soft_impute(A, weight, 2 * rank, return_info=True)  # noqa: E731
     norm = jax.jit(jax.grad(lambda w: jnp.sum(completion.soft_impute(A, w, 2 * rank).s ** 2)))
     (found, info), first = first_call(solve)

@@ -8,7 +8,8 @@ Example:
     >>> import jax.numpy as jnp, jaxsvd
     >>> from jax.experimental import sparse
     >>> M = jnp.outer(jnp.arange(1.0, 7.0), jnp.array([1.0, -1.0, 2.0, 1.0, 3.0]))
-    >>> a = sparse.BCOO.fromdense(M * (jnp.arange(30).reshape(6, 5) % 4 > 0))  # 22 of 30 entries
+    >>> seen = jnp.arange(30).reshape(6, 5) % 4 > 0  # 22 of 30 entries
+    >>> a = sparse.BCOO.fromdense(jnp.where(seen, M, 0))
     >>> done = jaxsvd.models.completion.soft_impute(a, 0.01, 2)
     >>> bool(jnp.max(jnp.abs(done.to_dense() - M)) < 0.05)
     True
