@@ -1,5 +1,6 @@
 """The singular value decomposition in JAX, with derivatives that are right everywhere."""
 
+from . import layers as layers
 from . import linalg as linalg
 from . import models as models
 from . import norms as norms
@@ -44,6 +45,7 @@ __all__ = [
     "core_svd",
     "diagnose",
     "gauge_check",
+    "layers",
     "linalg",
     "low_rank",
     "models",

@@ -89,6 +89,7 @@ INSIDE = {
     "linalg": ["maps", "solve", "alignment", "spaces", "rank", "hermitian"],
     "norms": ["sums", "bounds", "convolution", "largest"],
     "transforms": ["projections", "updates", "low_rank"],
+    "layers": ["factors", "linear", "orthogonal", "convolution", "whiten"],
     "lora": [],
     "compress": [],
     "models": [

@@ -85,9 +85,9 @@ class Convolution(Operator):
             input_shape=tuple(
                 _checks.static_int(name, "input_shape", size, 1, 2**62) for size in self.input_shape
             ),
-            strides=_per_axis(name, "strides", self.strides, spatial),
-            dilation=_per_axis(name, "dilation", self.dilation, spatial),
-            padding=_padding(name, self.padding, spatial),
+            strides=per_axis(name, "strides", self.strides, spatial),
+            dilation=per_axis(name, "dilation", self.dilation, spatial),
+            padding=paddings(name, self.padding, spatial),
             groups=groups,
             dimension_numbers=numbers,
         )
@@ -126,7 +126,7 @@ class Convolution(Operator):
             return list(lax.padtype_to_pads(sizes, reach, self.strides, self.padding))
         return list(self.padding)
 
-    def _convolve(self, x: jax.Array) -> jax.Array:
+    def convolve(self, x: jax.Array, precision: lax.PrecisionLike = PRECISION) -> jax.Array:
         """Return the layer's output for a batch in the layout of the layer."""
         pads = self._pads(x)
         if self.padding == "CIRCULAR":
@@ -142,12 +142,12 @@ class Convolution(Operator):
             rhs_dilation=self.dilation,
             dimension_numbers=self.dimension_numbers,
             feature_group_count=self.groups,
-            precision=PRECISION,
+            precision=precision,
         )
 
     def _output(self, count: int, dtype: Any) -> jax.ShapeDtypeStruct:
         x = jax.ShapeDtypeStruct(self._batched_shape(count), dtype)
-        return jax.eval_shape(self._convolve, x)
+        return jax.eval_shape(self.convolve, x)
 
     @property
     def output_shape(self) -> tuple[int, ...]:
@@ -172,7 +172,7 @@ class Convolution(Operator):
 
         def multiply(X):
             x = jnp.moveaxis(X.T.reshape(-1, *self.input_shape), 0, numbers.lhs_spec[0])
-            y = jnp.moveaxis(self._convolve(x), numbers.out_spec[0], 0)
+            y = jnp.moveaxis(self.convolve(x), numbers.out_spec[0], 0)
             return y.reshape(X.shape[1], -1).T
 
         return on_block(multiply, self.dtype, X)
@@ -184,7 +184,7 @@ class Convolution(Operator):
         def multiply(Y):
             x = jax.ShapeDtypeStruct(self._batched_shape(Y.shape[1]), Y.dtype)
             y = jnp.moveaxis(jnp.conj(Y).T.reshape(-1, *self.output_shape), 0, numbers.out_spec[0])
-            (x,) = jax.linear_transpose(self._convolve, x)(y)
+            (x,) = jax.linear_transpose(self.convolve, x)(y)
             x = jnp.moveaxis(x, numbers.lhs_spec[0], 0)
             return jnp.conj(x.reshape(Y.shape[1], -1)).T
 
@@ -208,14 +208,16 @@ def _layout(name: str, given: Any, kernel: tuple[int, ...]) -> lax.ConvDimension
         ) from None
 
 
-def _per_axis(name: str, argument: str, value: Any, spatial: int) -> tuple[int, ...]:
+def per_axis(name: str, argument: str, value: Any, spatial: int) -> tuple[int, ...]:
+    """Return a static int for each spatial axis, or raise."""
     values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * spatial
     if len(values) != spatial:
         raise ValueError(f"{name}: `{argument}` must be an int, or {spatial} of them, got {value}")
     return tuple(_checks.static_int(name, argument, one, 1, 2**31) for one in values)
 
 
-def _padding(name: str, value: Any, spatial: int) -> str | tuple[tuple[int, int], ...]:
+def paddings(name: str, value: Any, spatial: int) -> str | tuple[tuple[int, int], ...]:
+    """Return a padding by name, or a pair (low, high) for each spatial axis, or raise."""
     if isinstance(value, str):
         return _checks.choice(name, "padding", value.upper(), PADDINGS)
     pairs = value if isinstance(value, (tuple, list)) else [value] * spatial
