@@ -66,19 +66,18 @@ class Report:
     error: str = "error"
 
 
-# The threads of OpenBLAS and OpenMP go on spinning for up to 0.1 s after a call, and whoever comes
-# next has half a processor: the next call begins when they are asleep.
-PAUSE = 0.15
-
-
 def medians(
     calls: Mapping[str, Callable[[], Any]], repeats: int = 9, warm: int = 1
 ) -> dict[str, float]:
-    """Return the median seconds of each call, the calls taking turns."""
+    """Return the median seconds of each call as in a loop of its own, the calls taking turns.
+
+    Each turn calls twice and times the second: the threads of OpenBLAS and OpenMP go on spinning
+    for up to 0.1 s after a call, on half of two cores, and nobody shall pay for those of another.
+    """
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(warm + repeats):
         for name, call in calls.items():
-            time.sleep(PAUSE)
+            jax.block_until_ready(call())
             start = time.perf_counter()
             jax.block_until_ready(call())
             if turn >= warm:

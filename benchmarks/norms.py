@@ -62,6 +62,10 @@ def tracker(quick: bool) -> tuple[list[Row], list[Claim]]:
         pairs = [norms.spectral_step(weights[i], t) for i, t in zip(square, tracked, strict=True)]
         return weights, state, [sigma for sigma, _ in pairs], [t for _, t in pairs]
 
+    @jax.jit
+    def follow(weights, tracked):
+        return [norms.spectral_step(weights[i], t) for i, t in zip(square, tracked, strict=True)]
+
     for _ in range(steps):
         weights, state, sigmas, tracked = train_and_follow(weights, state, tracked)
     truth = [np.linalg.norm(np.asarray(weights[i], np.float64), 2) for i in square]
@@ -69,15 +73,18 @@ def tracker(quick: bool) -> tuple[list[Row], list[Claim]]:
     calls = {
         "training step (Adam)": lambda: train(weights, state),
         "with norms.spectral_step": lambda: train_and_follow(weights, state, tracked),
+        "norms.spectral_step by itself": lambda: follow(weights, tracked),
     }
-    seconds = medians(calls, repeats=9 if quick else 61, warm=3)
-    alone, both = calls
+    seconds = medians(calls, repeats=9 if quick else 101, warm=3)
+    alone, both, tracking = calls
     case = f"width {width}, batch {batch}, {len(square)} weights followed"
     rows = [
         Row(case, alone, seconds[alone]),
         Row(case, both, seconds[both], error=error, note="after 40 steps"),
+        Row(case, tracking, seconds[tracking]),
     ]
-    share = seconds[both] / seconds[alone] - 1
+    # Not both / alone - 1: two programs of the same step differ by 2 % either way, run by run.
+    share = seconds[tracking] / seconds[alone]
     return rows, [
         Claim(case, "relative error of the tracked s_1 after 40 steps", error, 0.01, False),
         Claim(case, "time of the tracker by that of the step", share, 0.03, False),

@@ -66,8 +66,8 @@ def _triangular_inverse(L: jax.Array) -> jax.Array:
     return lax.platform_dependent(L, cpu=_by_rows, default=by_library)
 
 
-def _pass(X: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return X R^-1 with R^H R near X^H X, and whether that made its columns orthonormal."""
+def _pass(X: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return X R^-1 with R^H R near X^H X, whether that made them orthonormal, squares of norms."""
     m, l = X.shape
     eye = jnp.eye(l, dtype=X.dtype)
     G = adjoint_product(X, X)
@@ -81,8 +81,7 @@ def _pass(X: jax.Array) -> tuple[jax.Array, jax.Array]:
     shift = jnp.where(good, 0, rounding).astype(X.dtype)
     L = jnp.linalg.cholesky(G + shift * eye, symmetrize_input=False)
     R_inverse = adjoint(_triangular_inverse(L))
-    # Columns that shrank in the pass, by what they lost to another basis, have lost digits too.
-    return product(X, inverse[:, None] * R_inverse), good & (jnp.min(squares) > 0.25)
+    return product(X, inverse[:, None] * R_inverse), good, squares
 
 
 def orthonormalize(
@@ -112,18 +111,20 @@ def orthonormalize(
         X, _, number = state
         if against is not None:
             X = X - product(against, adjoint_product(against, X))
-        X, done = _pass(X)
+        X, done, squares = _pass(X)
+        if against is not None:
+            # Columns that shrank, by what they lost to another basis, have lost digits too.
+            done = done & (jnp.min(squares) > 0.25) & (number > 0)
         return X, done, number + 1
 
     def unfinished(state):
         _, done, number = state
         return ~done & (number < passes)
 
-    # The first pass never ends it: what is near orthonormal has then been so by its own account.
+    # The first pass ends it only without another basis to be orthogonal to.
     state = repeat((alike(X, against), None, jnp.zeros((), jnp.int32)))
     if passes > 1:
-        again = alike((jnp.zeros((), bool), state[2]), state[0])
-        state = lax.while_loop(unfinished, repeat, (state[0], *again))
+        state = lax.while_loop(unfinished, repeat, (state[0], *alike(state[1:], state[0])))
     return state[0]
 
 
