@@ -2,6 +2,7 @@
 
 from . import layers as layers
 from . import linalg as linalg
+from . import lora as lora
 from . import models as models
 from . import norms as norms
 from . import operators as operators
@@ -47,6 +48,7 @@ __all__ = [
     "gauge_check",
     "layers",
     "linalg",
+    "lora",
     "low_rank",
     "models",
     "norms",

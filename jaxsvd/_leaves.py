@@ -54,7 +54,8 @@ def paths(params: Any) -> list[tuple[str, Any]]:
     return named
 
 
-def _listed(named: list[tuple[str, Any]]) -> str:
+def listed(named: list[tuple[str, Any]]) -> str:
+    """Return the first paths and how many more there are, for messages."""
     text = ", ".join(path for path, _ in named[:LISTED])
     return text + (f" and {len(named) - LISTED} more" if len(named) > LISTED else "")
 
@@ -156,7 +157,7 @@ def select(
     if named and not found:
         what = "`where` must match a path" if where is not None else "`params` must hold a matrix"
         came = f"{where!r}" if where is not None else "none of two axes"
-        raise ValueError(f"{name}: {what}, got {came}; the paths are {_listed(named)}")
+        raise ValueError(f"{name}: {what}, got {came}; the paths are {listed(named)}")
     return found
 
 

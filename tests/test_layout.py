@@ -90,7 +90,7 @@ INSIDE = {
     "norms": ["sums", "bounds", "convolution", "largest"],
     "transforms": ["projections", "updates", "low_rank"],
     "layers": ["factors", "linear", "orthogonal", "convolution", "whiten"],
-    "lora": [],
+    "lora": ["adapter", "initial", "change", "peft"],
     "compress": [],
     "models": [
         "_moments",
