@@ -22,9 +22,11 @@ from .primitives.core import low_rank as low_rank
 from .primitives.gauge import GaugeError as GaugeError
 from .primitives.gauge import GaugeWarning as GaugeWarning
 from .primitives.gauge import gauge_check as gauge_check
+from .primitives.hermitian import core_map as core_map
+from .primitives.hermitian import hermitian_map as hermitian_map
+from .primitives.hermitian import hermitian_sum as hermitian_sum
 from .primitives.randomized import randomized_svd as randomized_svd
 from .primitives.randomized import residuals as residuals
-from .primitives.spectral import core_map as core_map
 from .primitives.spectral import spectral_map as spectral_map
 from .primitives.spectral import spectral_sum as spectral_sum
 from .primitives.svd import svd as svd
@@ -46,6 +48,8 @@ __all__ = [
     "core_svd",
     "diagnose",
     "gauge_check",
+    "hermitian_map",
+    "hermitian_sum",
     "layers",
     "linalg",
     "lora",

@@ -73,7 +73,7 @@ INSIDE = {
         "streaming",
         "router",
     ],
-    "rules": ["phase", "dense", "truncated", "core", "spectral", "closed", "gauge"],
+    "rules": ["phase", "dense", "truncated", "core", "spectral", "hermitian", "closed", "gauge"],
     "primitives": [
         "batching",
         "placement",
@@ -84,6 +84,7 @@ INSIDE = {
         "adaptive",
         "core",
         "spectral",
+        "hermitian",
         "gauge",
     ],
     "linalg": ["maps", "solve", "alignment", "spaces", "rank", "hermitian"],

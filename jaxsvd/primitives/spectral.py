@@ -1,4 +1,4 @@
-"""`spectral_map`, `spectral_sum` and `core_map`: functions of the spectrum, right at every tie.
+"""`spectral_map` and `spectral_sum`: functions of the spectrum, right at every tie.
 
 One custom_jvp function D(f, W, A, E_1 .. E_n), the n-th Frechet derivative of the matrix function
 in those directions, computed from constant numbers W. Its own derivative is D with one more
@@ -19,8 +19,7 @@ from jax.flatten_util import ravel_pytree
 
 from .. import _checks, _tolerances
 from ..algorithms.products import PRECISION
-from ..rules.dense import herm
-from ..rules.spectral import Eigenvalues, Scalar, SingularValues, differentiate
+from ..rules.spectral import Kind, Scalar, SingularValues, differentiate
 from .batching import over_leading_axes, power_of_two_scale
 from .svd import numbers
 
@@ -209,7 +208,11 @@ def frechet(kind, f: Function, constants, W, a: jax.Array, directions: tuple) ->
         return kind.first(W, tables, *directions)
     if len(directions) == 2:
         return kind.second(W, tables, *directions)
-    highest = "third" if f.name == "spectral_sum" else "second"
+    third = getattr(kind, "third", None)
+    if len(directions) == 3 and third is not None:
+        return third(W, tables, *directions)
+    known = (2 if third is None else 3) + f.name.endswith("_sum")  # whose gradient is a map
+    highest = {2: "second", 3: "third", 4: "fourth"}[known]
     raise ValueError(
         f"{f.name}: derivatives up to the {highest} order exist, got a request for a higher one"
     )
@@ -269,26 +272,28 @@ def _frechet_jvp(kind, f, primals, tangents):
     return out, tangent if moved is None else tangent + moved
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def total(f: Function, constants, W, a: jax.Array) -> jax.Array:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def total(kind: type[Kind], f: Function, constants, W, a: jax.Array) -> jax.Array:
     """Return sum_i f(s_i) as a function of the unscaled a and the constants of f."""
     del a
-    return jnp.sum(f.scalar(constants).f(W.S))
+    # An f that maps NaN to a number must not hide it.
+    undefined = jnp.where(jnp.isnan(constants.scale), jnp.nan, 1)
+    return jnp.sum(f.scalar(constants).f(kind.values(W))) * undefined
 
 
 @total.defjvp
-def _total_jvp(f, primals, tangents):
+def _total_jvp(kind, f, primals, tangents):
     constants, W, a = primals
     d_constants, _, da = tangents
     # In the units of a itself: the gradient may be in range where that of A / scale is not.
     in_units = constants._replace(unit=constants.scale)
-    gradient = frechet(SingularValues, f.slope(), in_units, W, a, ())
+    gradient = frechet(kind, f.slope(), in_units, W, a, ())
     tangent = jnp.sum(jnp.real(jnp.conj(gradient) * da))
-    moved = _along_constants(lambda g, c: total(g, c, W, a), f, constants, d_constants.moving)
-    return total(f, constants, W, a), tangent if moved is None else tangent + moved
+    moved = _along_constants(lambda g, c: total(kind, g, c, W, a), f, constants, d_constants.moving)
+    return total(kind, f, constants, W, a), tangent if moved is None else tangent + moved
 
 
-def _apply(
+def apply(
     name: str, f: Any, a: jax.Array, near_tie: float | None, of_matrix: Callable
 ) -> jax.Array:
     """Trace f, then call of_matrix(function, constants, a, a / scale) for each matrix of a."""
@@ -356,7 +361,7 @@ def spectral_map(f: Callable, a: Any, *, near_tie: float | None = None) -> jax.A
             return a
         return frechet(SingularValues, function, constants, numbers(a), a, ())
 
-    return _apply(name, f, a, near_tie, of_matrix)
+    return apply(name, f, a, near_tie, of_matrix)
 
 
 def spectral_sum(f: Callable, a: Any, *, near_tie: float | None = None) -> jax.Array:
@@ -401,54 +406,6 @@ def spectral_sum(f: Callable, a: Any, *, near_tie: float | None = None) -> jax.A
     def of_matrix(function, constants, a, scaled):
         if min(a.shape) == 0:
             return jnp.zeros((), jnp.finfo(a.dtype).dtype)
-        # An f that maps NaN to a number must not hide it.
-        undefined = jnp.where(jnp.isnan(constants.scale), jnp.nan, 1)
-        return total(function, constants, numbers(scaled), a) * undefined
+        return total(SingularValues, function, constants, numbers(scaled), a)
 
-    return _apply(name, f, a, near_tie, of_matrix)
-
-
-def core_map(f: Callable, C: Any, *, near_tie: float | None = None) -> jax.Array:
-    """Return f of a Hermitian matrix, Q f(w) Q^H with C = Q diag(w) Q^H: made for cores.
-
-        dF = Q [f[w_i, w_j] o Q^H dC Q] Q^H,   f[x, y] = (f(x) - f(y))/(x - y), f'(x) at ties
-
-    With (U, C, Vh) = core_svd(A, k), U core_map(jnp.sqrt, C) is the balanced factor of a split,
-    trace(core_map(f, C)) is a sum over the k leading values with the right Hessian.
-
-    Cost: one `eigh` of k x k; a derivative four products of k^3.
-
-    Args:
-        f: elementwise function of an array of eigenvalues, as in `spectral_map`.
-        C: Hermitian array (..., k, k); (C + C^H)/2 is used.
-        near_tie: as in `spectral_map`.
-
-    Returns:
-        Array (..., k, k), Hermitian.
-
-    Raises:
-        TypeError: f is not a function or changes the dtype; C is not an array.
-        ValueError: f is not elementwise; C is not square; a derivative of third order.
-
-    Example:
-        >>> import jax.numpy as jnp, jaxsvd
-        >>> U, C, Vh = jaxsvd.core_svd(jnp.diag(jnp.array([4.0, 4.0, 1.0])), 2)
-        >>> print(jaxsvd.core_map(jnp.sqrt, C))
-        [[2. 0.]
-         [0. 2.]]
-
-    References:
-        Higham (2008), "Functions of Matrices", theorem 3.11 (Daleckii and Krein).
-    """
-    name = "core_map"
-    C = _checks.square(name, C, "C")
-    near_tie = _checks.tolerance(name, "near_tie", near_tie, "the pair")
-
-    def of_matrix(function, constants, _, C):
-        if C.shape[0] == 0:
-            return C
-        C = herm(C)
-        Q, w = lax.linalg.eigh(lax.stop_gradient(C), symmetrize_input=False)
-        return frechet(Eigenvalues, function, constants, (w, Q), C, ())
-
-    return _apply(name, f, C, near_tie, of_matrix)
+    return apply(name, f, a, near_tie, of_matrix)

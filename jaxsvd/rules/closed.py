@@ -53,7 +53,8 @@ from .. import _tolerances
 from .._types import SVDResult
 from ..algorithms.products import adjoint, adjoint_product, product
 from .dense import guarded_reciprocal, skew
-from .spectral import Eigenvalues, SingularValues
+from .hermitian import Eigenvalues
+from .spectral import SingularValues
 
 
 class Form(NamedTuple):
@@ -192,6 +193,8 @@ class TruncatedHermitian(Eigenvalues):
 
     form: Form
     rtol: float | None = None
+
+    third = None
 
     def tables(self, W: Any, scalar: Any, shape: tuple[int, ...]) -> Any:
         """Return the divided differences in closed form."""

@@ -1,4 +1,4 @@
-"""The derivatives of U f(S) V^H and of Q f(w) Q^H, right at repeated and zero singular values.
+"""The derivatives of U f(S) V^H, right at repeated and zero singular values.
 
 Derivation. Y = U f(S) V^H does not depend on the basis of a tied pair, so its derivative needs no
 1/(s_j - s_i) alone, only divided differences of f. With the Hermitian dilation of A, whose
@@ -24,7 +24,7 @@ function", SIAM J. Matrix Anal. Appl. 38, theorem 3.2 (the first derivative); Hi
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -58,22 +58,18 @@ def differentiate(f: ScalarFunction) -> ScalarFunction:
 
 
 class Tables:
-    """Divided differences of f, continued as an odd function when ``odd``.
+    """Divided differences of f, continued as an odd function.
 
     Args:
-        scalar: the function.
+        scalar: the function, given on s >= 0 and continued by f(-s) = -f(s).
         scale: largest magnitude of the spectrum, a scalar.
         zero: value below which a singular value counts as zero.
-        odd: whether f is given on s >= 0 and continued by f(-s) = -f(s).
     """
 
-    def __init__(self, scalar: Scalar, scale: jax.Array, zero: jax.Array, *, odd: bool):
+    def __init__(self, scalar: Scalar, scale: jax.Array, zero: jax.Array):
         f = scalar.f
         df = differentiate(f)
-        self.scalar, self.scale, self.zero, self.odd = scalar, scale, zero, odd
-        if not odd:
-            self.value, self.slope, self.curvature = f, df, differentiate(df)
-            return
+        self.scalar, self.scale, self.zero = scalar, scale, zero
         self.jump = f(jnp.zeros_like(scale)) != 0  # true too for an infinite or undefined f(0)
 
         def value(x):
@@ -91,11 +87,9 @@ class Tables:
         """Return f[x, y], elementwise on two arrays of one shape."""
         gap = x - y
         near = jnp.abs(gap) <= self.scalar.near_tie * (jnp.abs(x) + jnp.abs(y))
-        if self.odd:  # an infinite f(0) has no quotient at a computed zero
-            opposite = jnp.sign(x) * jnp.sign(y) <= 0
-            dropped = self.jump & (jnp.abs(gap) <= self.zero) & opposite
-        else:
-            dropped = jnp.zeros_like(near)
+        # An infinite f(0) has no quotient at a computed zero.
+        opposite = jnp.sign(x) * jnp.sign(y) <= 0
+        dropped = self.jump & (jnp.abs(gap) <= self.zero) & opposite
         near &= ~dropped
         middle, half = (x + y) / 2, gap / (2 * 3**0.5)
         ends = self.value(jnp.stack([x, y]))
@@ -123,19 +117,24 @@ class Tables:
 class Kind(Protocol):
     """What differs between a matrix function of the SVD and one of the eigendecomposition."""
 
-    def tables(self, W, scalar: Scalar, shape: tuple[int, ...]) -> Tables:
+    def tables(self, W, scalar: Scalar, shape: tuple[int, ...]) -> Any:
         """Return the divided differences for the numbers W of a matrix of ``shape``."""
         ...
 
-    def value(self, W, tables: Tables) -> jax.Array:
+    @staticmethod
+    def values(W) -> jax.Array:
+        """Return the singular values or eigenvalues."""
+        ...
+
+    def value(self, W, tables: Any) -> jax.Array:
         """Return the matrix function itself."""
         ...
 
-    def first(self, W, tables: Tables, E: jax.Array) -> jax.Array:
+    def first(self, W, tables: Any, E: jax.Array) -> jax.Array:
         """Return its derivative in the direction E."""
         ...
 
-    def second(self, W, tables: Tables, E: jax.Array, F: jax.Array) -> jax.Array:
+    def second(self, W, tables: Any, E: jax.Array, F: jax.Array) -> jax.Array:
         """Return its second derivative in the directions E and F."""
         ...
 
@@ -147,7 +146,12 @@ class SingularValues:
     def tables(W: SVDResult, scalar: Scalar, shape: tuple[int, ...]) -> Tables:
         """Return the divided differences of f continued as an odd function."""
         S = W.S
-        return Tables(scalar, S[0], _tolerances.rank_tol(S.dtype, *shape) * S[0], odd=True)
+        return Tables(scalar, S[0], _tolerances.rank_tol(S.dtype, *shape) * S[0])
+
+    @staticmethod
+    def values(W: SVDResult) -> jax.Array:
+        """Return the singular values."""
+        return W.S
 
     @staticmethod
     def spectrum(S: jax.Array) -> jax.Array:
@@ -260,49 +264,6 @@ class SingularValues:
             + product(product(U, left(P)), adjoint(F_v))
             + product(product(U, left(R)), adjoint(E_v))
         )
-
-
-class Eigenvalues:
-    """Q f(w) Q^H of a Hermitian matrix; W is (w, Q)."""
-
-    @staticmethod
-    def tables(W, scalar: Scalar, shape: tuple[int, ...]) -> Tables:
-        """Return the divided differences of f as it is on the whole real line."""
-        w = W[0]
-        scale = jnp.max(jnp.abs(w))
-        return Tables(scalar, scale, _tolerances.rank_tol(w.dtype, *shape) * scale, odd=False)
-
-    @staticmethod
-    def value(W, tables: Tables) -> jax.Array:
-        """Return Q f(w) Q^H."""
-        w, Q = W
-        return product(Q * tables.value(w)[None, :].astype(Q.dtype), adjoint(Q))
-
-    @staticmethod
-    def first(W, tables: Tables, E: jax.Array) -> jax.Array:
-        """Return Q [f[w_i, w_j] o Q^H E Q] Q^H (Daleckii-Krein)."""
-        w, Q = W
-        k = w.shape[0]
-        x = jnp.broadcast_to(w[:, None], (k, k))
-        table = tables.first(x, x.mT).astype(Q.dtype)
-        inner = table * adjoint_product(Q, product(E, Q))
-        return product(product(Q, inner), adjoint(Q))
-
-    @staticmethod
-    def second(W, tables: Tables, E: jax.Array, F: jax.Array) -> jax.Array:
-        """Return Q M Q^H, M_ij = sum over l and both orders of f[w_i, w_l, w_j] E_il F_lj."""
-        w, Q = W
-        k = w.shape[0]
-        x = jnp.broadcast_to(w[:, None], (k, k))
-        P, R = (adjoint_product(Q, product(X, Q)) for X in (E, F))
-
-        def add_middle(M, column):
-            w_l, P_l, Pl_, R_l, Rl_ = column
-            table = tables.second(x, jnp.broadcast_to(w_l, (k, k)), x.mT).astype(Q.dtype)
-            return M + table * (P_l[:, None] * Rl_[None, :] + R_l[:, None] * Pl_[None, :]), None
-
-        M, _ = lax.scan(add_middle, jnp.zeros_like(P), (w, P.mT, P, R.mT, R))
-        return product(product(Q, M), adjoint(Q))
 
 
 def spectral_pushforward(
