@@ -29,6 +29,7 @@ SUITES = (
     "models",
     "completion",
     "recommender",
+    "lora",
 )
 
 
