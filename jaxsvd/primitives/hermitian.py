@@ -12,7 +12,7 @@ from jax import lax
 
 from .. import _checks
 from ..rules.dense import herm
-from ..rules.hermitian import Eigenvalues, from_triangle
+from ..rules.hermitian import EigenvaluesToThirdOrder, from_triangle
 from .spectral import apply, frechet, total
 
 
@@ -27,7 +27,7 @@ def _map(name: str, f: Any, a: jax.Array, near_tie: float | None) -> jax.Array:
         if a.shape[0] == 0:
             return a
         a = herm(a)
-        return frechet(Eigenvalues, function, constants, numbers(a), a, ())
+        return frechet(EigenvaluesToThirdOrder, function, constants, numbers(a), a, ())
 
     return apply(name, f, a, near_tie, of_matrix)
 
@@ -140,7 +140,7 @@ def hermitian_sum(
     def of_matrix(function, constants, a, scaled):
         if a.shape[0] == 0:
             return jnp.zeros((), jnp.finfo(a.dtype).dtype)
-        return total(Eigenvalues, function, constants, numbers(herm(scaled)), herm(a))
+        return total(EigenvaluesToThirdOrder, function, constants, numbers(herm(scaled)), herm(a))
 
     return apply(name, f, a, near_tie, of_matrix)
 

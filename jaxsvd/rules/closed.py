@@ -194,8 +194,6 @@ class TruncatedHermitian(Eigenvalues):
     form: Form
     rtol: float | None = None
 
-    third = None
-
     def tables(self, W: Any, scalar: Any, shape: tuple[int, ...]) -> Any:
         """Return the divided differences in closed form."""
         largest = jnp.max(jnp.abs(W[0]), keepdims=True)

@@ -176,6 +176,10 @@ class Eigenvalues:
         M, _ = lax.scan(add_middle, jnp.zeros_like(P), (w, P.mT, P, R.mT, R))
         return product(product(Q, M), adjoint(Q))
 
+
+class EigenvaluesToThirdOrder(Eigenvalues):
+    """The same for functions with `RealTables`, which know third divided differences."""
+
     @staticmethod
     def third(W, tables: RealTables, E: jax.Array, F: jax.Array, G: jax.Array) -> jax.Array:
         """Return Q M Q^H with M of the module's derivation: k^2 tables of k x k."""
