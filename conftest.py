@@ -5,6 +5,8 @@ Environment:
     JAXSVD_CACHE_DIR  a folder for compiled programs, kept from one run to the next.
 """
 
+import contextlib
+import itertools
 import os
 
 # Eight CPU devices for the sharding tests: counts only if set before jax starts its backend.
@@ -38,3 +40,18 @@ def pytest_collection_modifyitems(config, items):
     if left_out:
         items[:] = [item for item in items if item.get_closest_marker("x32") is not None]
         config.hook.pytest_deselected(items=left_out)
+
+
+# Each compiled program holds some four memory maps, and Linux allows a process 65530: one that runs
+# a thousand tests here passes that and dies of a segmentation fault while it compiles.
+_TESTS_BETWEEN_LOOKS = 10
+_tests_run = itertools.count(1)
+
+
+def pytest_runtest_teardown():
+    if next(_tests_run) % _TESTS_BETWEEN_LOOKS:
+        return
+    with contextlib.suppress(OSError), open("/proc/sys/vm/max_map_count") as limit:
+        with open("/proc/self/maps") as maps:
+            if 2 * sum(1 for _ in maps) > int(limit.read()):
+                jax.clear_caches()
