@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from .. import _checks, _tolerances
 from .._types import Info, SVDResult
 from ..algorithms import drive, krylov, passes, subspace
-from ..algorithms.products import adjoint, plain_product
+from ..algorithms.products import adjoint
 from ..algorithms.router import solve, without_gathering
 from ..operators.adapters import as_operator
 from ..operators.base import Operator
@@ -22,7 +22,9 @@ from ..rules.core import full_numbers
 from ..rules.phase import fix_phases
 from ..rules.truncated import Numbers, iterative_numbers, truncated_tangents
 from .batching import over_leading_axes
+from .disturbance import disturbing, refined, singular_numbers
 from .placement import on_any_mesh
+from .two_sided import two_sided_products
 
 METHODS = ("auto", "krylov", "subspace", "gram", "full")
 
@@ -117,7 +119,12 @@ def forward(A: Operator, config: Config, start: jax.Array | None, seed: int) -> 
         found = passes.truncated(A, k, config.tol, config.max_iterations, key, start)
         return Run(*found._replace(residuals=found.residuals[:k]))
     if config.method == "full":
-        ritz = solve(A.to_dense(), without_gathering(A.shape))
+        a = A.to_dense()
+
+        def solve_dense(a):
+            return solve(a, without_gathering(A.shape))
+
+        ritz = singular_numbers(a, solve_dense(a), solve_dense, raw=True)
         # A backward stable SVD leaves residuals of rounding size; they are not measured again.
         largest = jnp.max(ritz.S, initial=0)
         rounding = jnp.full((k,), jnp.finfo(ritz.S.dtype).eps) * largest
@@ -175,9 +182,30 @@ def gradient_error(run: Run, config: Config) -> jax.Array:
     return error if config.method == "full" else jnp.maximum(error, reachable_tol(S.dtype) / 4)
 
 
-def constants(run: Run, config: Config) -> Ritz:
+def constants(A: Operator, run: Run, config: Config) -> Ritz:
     """Return what the rule needs of a run."""
-    return lax.stop_gradient(Ritz(*run.ritz, gradient_error(run, config)))
+    return settled(A, Ritz(*run.ritz, gradient_error(run, config)), config)
+
+
+def settled(A: Operator, ritz: Ritz, config: Config) -> Ritz:
+    """Return the constants as they are, or as a disturbance moves them."""
+    A, ritz = lax.stop_gradient((A, ritz))
+    if disturbing.value is None or config.method in ("full", "passes"):
+        return ritz  # "full" has met its disturbance in `forward`
+    # The solves go further too, so that what they leave open shows in the gradient.
+    ritz = ritz._replace(error=ritz.error / 100)
+    k = config.k
+
+    def solve_small(B):
+        return solve(B, without_gathering(B.shape))
+
+    numbers = rule_numbers(A, ritz, config)
+    U, S, Vh = refined(A, SVDResult(*ritz[:3]), k, numbers, solve_small)
+    return ritz._replace(
+        U=jnp.concatenate([U, ritz.U[:, k:]], axis=1),
+        S=jnp.concatenate([S, ritz.S[k:]]),
+        Vh=jnp.concatenate([Vh, ritz.Vh[k:]]),
+    )
 
 
 def rule_numbers(A: Operator, ritz: Ritz, config: Config) -> Numbers:
@@ -201,8 +229,7 @@ def rule_numbers(A: Operator, ritz: Ritz, config: Config) -> Numbers:
 def tangent_products(A: Operator, dA: Operator, U: jax.Array, V: jax.Array):
     """Return dA V and dA^H U, linear in the tangent of the operator's leaves."""
     if isinstance(dA, Dense):
-        # Transposed, these are sums over k columns: `product` would add columns to sum over.
-        return plain_product(dA.a, V), adjoint(plain_product(adjoint(U), dA.a))
+        return two_sided_products(dA.a, U, V)
     _, dAV = jax.jvp(lambda A: A.matmat(V), (A,), (dA,))
     _, dAHU = jax.jvp(lambda A: A.rmatmat(U), (A,), (dA,))
     return dAV, dAHU
@@ -246,7 +273,7 @@ def _truncated(
     A: Operator, config: Config, start: jax.Array | None, seed: int
 ) -> tuple[SVDResult, Info]:
     run = forward(A, config, start, seed)
-    result = fix_phases(truncated_triplets(A, constants(run, config), config))
+    result = fix_phases(truncated_triplets(A, constants(A, run, config), config))
     if config.strict:
         mark = jnp.where(run.converged, 1, jnp.nan).astype(result.S.dtype)
         result = SVDResult(*(x * mark.astype(x.dtype) for x in result))
