@@ -1,5 +1,6 @@
 """The singular value decomposition in JAX, with derivatives that are right everywhere."""
 
+from . import compress as compress
 from . import layers as layers
 from . import linalg as linalg
 from . import lora as lora
@@ -44,6 +45,7 @@ __all__ = [
     "Info",
     "SVDResult",
     "adaptive_svd",
+    "compress",
     "core_map",
     "core_svd",
     "diagnose",

@@ -1,0 +1,20 @@
+"""A trained model made smaller: its weights replaced by factors, within a budget of parameters.
+
+    metrics = compress.collect_gram(model, params, batches)        # what the weights have seen
+    small, report = compress.to_budget(params, 0.5, metrics)
+    loss = error(model(compress.densify(small), x), y)
+
+`to_budget` decides which weight gets which rank; `factorize` is the best approximation of one
+weight, in the norm that its inputs and outputs define. `densify` gives back arrays, inside a jitted
+function too, so a model needs no change. `rank_gates` learns the ranks from the loss itself.
+"""
+
+from .allocate import Allocation as Allocation
+from .allocate import allocate as allocate
+from .budget import LeafReport as LeafReport
+from .budget import Report as Report
+from .budget import to_budget as to_budget
+from .factorize import Factor as Factor
+from .factorize import factorize as factorize
+from .stored import Folded as Folded
+from .stored import densify as densify
