@@ -108,7 +108,7 @@ INSIDE = {
     "transforms": ["projections", "updates", "low_rank"],
     "layers": ["factors", "linear", "orthogonal", "convolution", "whiten"],
     "lora": ["adapter", "initial", "change", "peft"],
-    "compress": ["factorize", "allocate", "stored", "budget"],
+    "compress": ["factorize", "allocate", "stored", "budget", "gates"],
     "models": [
         "_moments",
         "pca",

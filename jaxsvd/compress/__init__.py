@@ -16,5 +16,8 @@ from .budget import Report as Report
 from .budget import to_budget as to_budget
 from .factorize import Factor as Factor
 from .factorize import factorize as factorize
+from .gates import apply_gates as apply_gates
+from .gates import gate_budget as gate_budget
+from .gates import rank_gates as rank_gates
 from .stored import Folded as Folded
 from .stored import densify as densify

@@ -83,10 +83,18 @@ def root(name: str, argument: str, metric: Any, w: jax.Array, axis: int) -> Root
 
     ``w`` is the matrix (..., m, n), ``axis`` -2 or -1 that of its sides which the metric is of.
     """
+    given = metric.of if isinstance(metric, Factor) else metric
     if metric is None:
         return Root()
+    if isinstance(given, Tracer):
+        return _root(name, argument, metric, given, w, axis)
+    # Once, where a program is traced: a metric is a constant of a training loop.
+    with jax.ensure_compile_time_eval():
+        return _root(name, argument, metric, given, w, axis)
+
+
+def _root(name: str, argument: str, metric: Any, given: Any, w: jax.Array, axis: int) -> Root:
     size, batch = w.shape[axis], w.shape[:-2]
-    given = metric.of if isinstance(metric, Factor) else metric
     array = _checks.working(_checks.array(name, given, argument))
     if jnp.iscomplexobj(array) and not jnp.iscomplexobj(w):
         raise TypeError(f"{name}: `{argument}` must be real for a real weight, got a complex one")
