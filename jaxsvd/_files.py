@@ -1,11 +1,15 @@
-"""Reading and writing files: ratings as text, arrays as .npz that appear whole or not at all."""
+"""Reading and writing files: ratings as text, arrays and checkpoints that appear whole or not."""
 
+import contextlib
+import json
 import os
-import tempfile
-from collections.abc import Mapping
+import secrets
+import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 # How the fields of a line may be separated, the first that occurs: MovieLens 100k has tabs, 1M two
@@ -58,19 +62,45 @@ def read_ratings(path: str | os.PathLike) -> tuple[list[str], list[str], np.ndar
     return users, items, np.array(values), np.array(times)
 
 
-def save_arrays(path: str | os.PathLike, arrays: Mapping[str, Any]) -> None:
-    """Write arrays by name as .npz: a reader finds the old file or the new one, never a part."""
+@contextlib.contextmanager
+def atomic(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a file to write that takes the place of ``path`` at the end, or vanishes.
+
+    A reader finds the old file or the new one, never a part; a process that is killed leaves the
+    old one.
+    """
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=".part")
+    temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}.part")
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    mode = temporary.stat().st_mode  # as the umask wants it; what writes may replace the file
     try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, allow_pickle=False, **{k: np.asarray(x) for k, x in arrays.items()})
-            file.flush()
+        yield temporary
+        temporary.chmod(mode)
+        with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
+
+
+def save_arrays(path: str | os.PathLike, arrays: Mapping[str, Any]) -> None:
+    """Write arrays by name as .npz: a reader finds the old file or the new one, never a part."""
+    # numpy.savez takes names as keywords, and "file" is one of its own.
+    with atomic(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for name, x in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asarray(x), allow_pickle=False)
+
+
+def _read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    try:
+        with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except OSError:
+        raise
+    except Exception as error:  # zipfile.BadZipFile, and what else a damaged archive raises
+        raise ValueError(f"{path}: wanted an .npz file of arrays, got {error}") from None
 
 
 def load_arrays(path: str | os.PathLike, names: tuple[str, ...]) -> dict[str, np.ndarray]:
@@ -79,13 +109,153 @@ def load_arrays(path: str | os.PathLike, names: tuple[str, ...]) -> dict[str, np
     Raises:
         ValueError: the file holds other arrays, or is no .npz.
     """
-    try:
-        with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
-            found = {name: file[name] for name in file.files}
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # zipfile.BadZipFile, and what else a damaged archive raises
-        raise ValueError(f"{path}: wanted an .npz file of arrays, got {error}") from None
+    found = _read_npz(path)
     if set(found) != set(names):
         raise ValueError(f"{path}: wanted the arrays {sorted(names)}, got {sorted(found)}")
     return found
+
+
+# ------------------------------------------------------------------------------- checkpoints
+
+SUFFIXES = (".safetensors", ".npz")
+
+# Where .npz keeps what the header of safetensors holds: JSON, as bytes.
+METADATA = "__metadata__"
+
+# Names of safetensors by those of NumPy and ml_dtypes. Its dtypes of 4 and 6 bits are no arrays.
+_DTYPES = {
+    "BOOL": "bool",
+    **{f"{kind}{bits}": f"{word}int{bits}" for bits in (8, 16, 32, 64)
+       for kind, word in (("I", ""), ("U", "u"))},
+    **{f"F{bits}": f"float{bits}" for bits in (16, 32, 64)},
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E8M0": "float8_e8m0fnu",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "C64": "complex64",
+}  # fmt: skip
+
+
+class Checkpoint(NamedTuple):
+    """The arrays of a file by name, and its metadata, strings by name."""
+
+    arrays: dict[str, np.ndarray]
+    metadata: dict[str, str]
+
+
+def suffix_of(path: str | os.PathLike) -> str:
+    """Return the suffix of a checkpoint's name, or raise."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise ValueError(f"{path}: wanted a file named {' or '.join(SUFFIXES)}, got {suffix!r}")
+    return suffix
+
+
+def _safetensors(path: str | os.PathLike) -> Any:
+    try:
+        import safetensors
+    except ImportError as error:
+        raise ImportError(
+            f'{path}: needs safetensors; run pip install "jaxsvd[io]" to install it'
+        ) from error
+    return safetensors
+
+
+def _read_safetensors(path: str | os.PathLike) -> Checkpoint:
+    package = _safetensors(path)
+    try:
+        with package.safe_open(path, "np"):  # checks the header and that the file is whole
+            pass
+    except package.SafetensorError as error:
+        reason = str(error).replace("\n", " ")
+        raise ValueError(f"{path}: wanted a whole .safetensors file, got {reason}") from None
+    # The package's own reader has no float8. The bytes stay on disk until they are looked at.
+    data = np.memmap(path, np.uint8, "r")
+    start = 8 + int.from_bytes(data[:8].tobytes(), "little")
+    header = json.loads(data[8:start].tobytes())
+    metadata = header.pop("__metadata__", {})
+    arrays = {}
+    for name, entry in header.items():
+        if entry["dtype"] not in _DTYPES:
+            raise ValueError(
+                f"{path}: leaf {name!r} must be of one of the dtypes {', '.join(_DTYPES)}, got "
+                f"{entry['dtype']}"
+            )
+        first, last = entry["data_offsets"]
+        dtype = jnp.dtype(_DTYPES[entry["dtype"]])
+        arrays[name] = data[start + first : start + last].view(dtype).reshape(entry["shape"])
+    return Checkpoint(arrays, metadata)
+
+
+def _read_npz_checkpoint(path: str | os.PathLike) -> Checkpoint:
+    arrays = _read_npz(path)
+    raw = arrays.pop(METADATA, None)
+    try:
+        metadata = {} if raw is None else dict(json.loads(raw.tobytes()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {METADATA} must hold JSON, got {error}") from None
+    dtypes = json.loads(metadata.pop("dtypes", "{}"))
+    for name, x in arrays.items():
+        if x.dtype.kind == "V" and x.dtype.names is None:
+            dtype = dtypes.get(name, "bfloat16" if x.dtype.itemsize == 2 else None)
+            if dtype is None:
+                raise ValueError(
+                    f"{path}: leaf {name!r} must be of a dtype that .npz can name, got bytes of "
+                    f"size {x.dtype.itemsize}; .safetensors names all of them"
+                )
+            arrays[name] = x.view(jnp.dtype(dtype))
+        elif x.dtype.kind not in "biufc":
+            raise ValueError(f"{path}: leaf {name!r} must hold numbers, got dtype {x.dtype}")
+    return Checkpoint(arrays, metadata)
+
+
+def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
+    """Return the arrays of a .safetensors or .npz file; nothing is ever unpickled.
+
+    bfloat16 and float8 keep their dtypes; of an .npz of another writer, which cannot name them,
+    two unnamed bytes are a bfloat16. Arrays of safetensors are read when they are looked at.
+
+    Raises:
+        ImportError: safetensors is not installed.
+        OSError: the file cannot be read.
+        ValueError: another suffix, a file that is damaged or not whole, a dtype that is unknown.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(2, "no such file", str(path))
+    return (_read_safetensors if suffix_of(path) == ".safetensors" else _read_npz_checkpoint)(path)
+
+
+def write_checkpoint(
+    path: str | os.PathLike, arrays: Mapping[str, Any], metadata: Mapping[str, str]
+) -> None:
+    """Write arrays by name and metadata as .safetensors or .npz, whole or not at all.
+
+    Raises:
+        ImportError: safetensors is not installed.
+        OSError: the file cannot be written.
+        ValueError: another suffix, a dtype that the format has not.
+    """
+    arrays = {name: np.ascontiguousarray(x).reshape(np.shape(x)) for name, x in arrays.items()}
+    if suffix_of(path) == ".safetensors":
+        package = _safetensors(path)
+        from safetensors.numpy import save_file
+
+        for name, x in arrays.items():
+            if x.dtype.name not in _DTYPES.values():
+                raise ValueError(
+                    f"{path}: leaf {name!r} must be of a dtype of safetensors, got {x.dtype}"
+                )
+        with atomic(path) as temporary:
+            try:
+                save_file(arrays, temporary, dict(metadata) or None)
+            except package.SafetensorError as error:
+                raise OSError(None, str(error), str(path)) from None
+        return
+    # Those of ml_dtypes are bytes to the format, which cannot even read all that it writes of them.
+    dtypes = {name: x.dtype.name for name, x in arrays.items() if x.dtype.isbuiltin == 2}
+    arrays |= {name: arrays[name].view(f"V{arrays[name].itemsize}") for name in dtypes}
+    kept = dict(metadata) | ({"dtypes": json.dumps(dtypes)} if dtypes else {})
+    text = {METADATA: np.frombuffer(json.dumps(kept).encode(), np.uint8)} if kept else {}
+    save_arrays(path, arrays | text)

@@ -40,12 +40,12 @@ class Place(NamedTuple):
     columns: tuple[int, ...] = (1,)
 
 
-def paths(params: Any) -> list[tuple[str, Any]]:
+def paths(params: Any, is_leaf: Callable[[Any], bool] | None = None) -> list[tuple[str, Any]]:
     """Return (path, leaf) for all leaves, a path being keys joined by "/" as in "dense/kernel".
 
-    The path of an array that is no part of anything is ".".
+    The path of an array that is no part of anything is ".". ``is_leaf`` as in jax.tree.flatten.
     """
-    found, _ = jax.tree_util.tree_flatten_with_path(params)
+    found, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_leaf)
     named = [
         (jax.tree_util.keystr(p, simple=True, separator="/") or ".", leaf) for p, leaf in found
     ]

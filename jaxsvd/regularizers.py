@@ -300,7 +300,8 @@ class Report(NamedTuple):
         return table + (f"<p>{html.escape(self._note())}</p>" if self.left_out else "")
 
 
-def _row(layer: str, m: int, n: int, s: np.ndarray) -> Row:
+def row_of(layer: str, m: int, n: int, s: np.ndarray) -> Row:
+    """Return the row of a matrix (m, n) of singular values s, descending."""
     shape = m, n
     largest = s[0] if s.size and s[0] > 0 else np.nan
     x = s.astype(np.float64) / largest
@@ -347,7 +348,7 @@ def report(params: Any, where: Where = None, axes: Axes = None) -> Report:
         values = np.asarray(svdvals(_checks.working(matrix)))
         for index in np.ndindex(values.shape[:-1]):
             layer = path + (f"[{', '.join(map(str, index))}]" if index else "")
-            rows.append(_row(layer, matrix.shape[-2], matrix.shape[-1], values[index]))
+            rows.append(row_of(layer, matrix.shape[-2], matrix.shape[-1], values[index]))
     left_out = [
         path
         for path, leaf in _leaves.paths(params)

@@ -108,7 +108,7 @@ INSIDE = {
     "transforms": ["projections", "updates", "low_rank"],
     "layers": ["factors", "linear", "orthogonal", "convolution", "whiten"],
     "lora": ["adapter", "initial", "change", "peft"],
-    "compress": ["factorize", "allocate", "stored", "budget", "gates"],
+    "compress": ["factorize", "allocate", "stored", "storage", "budget", "gates", "views", "gram"],
     "models": [
         "_moments",
         "pca",
@@ -125,7 +125,7 @@ INSIDE = {
         "robust",
         "image",
     ],
-    "cli": ["experiments", "demo", "info"],
+    "cli": ["experiments", "demo", "info", "checkpoint", "page", "report", "compress"],
 }
 
 MAX_LINES = 500
