@@ -77,3 +77,8 @@ def gauge_tol(dtype: DTypeLike) -> float:
     Relative to the norm of the cotangents; a gauge-free loss leaves rounding, about 10 eps.
     """
     return eps(dtype) ** 0.5
+
+
+def rounding(dtype: DTypeLike) -> float:
+    """Return the least random change, per entry, that makes an algorithm round anew: eps / 8."""
+    return eps(dtype) / 8

@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.typing import DTypeLike
 
 from .. import _checks
@@ -17,6 +16,7 @@ from .._types import SVDResult
 from ..algorithms.dense import Request
 from ..algorithms.products import adjoint, product
 from ..primitives.batching import power_of_two_scale
+from ..primitives.hermitian import numbers as eigen_numbers_of
 from ..primitives.spectral import Constants, Function, frechet
 from ..primitives.svd import numbers
 from ..rules.closed import INVERSE_ROOT, RECIPROCAL, SIGN, Orthogonal, Truncated, TruncatedHermitian
@@ -75,8 +75,8 @@ def rotation(name: str, a: jax.Array) -> jax.Array:
 def inverse_root(name: str, a: jax.Array, rtol: float | None) -> jax.Array:
     """Return A^(-1/2) of a scaled Hermitian positive semidefinite matrix, (n, n)."""
     a = herm(a)
-    Q, w = lax.linalg.eigh(lax.stop_gradient(a), symmetrize_input=False)
-    return _differentiable(name, TruncatedHermitian(INVERSE_ROOT, rtol), a, (w, Q))
+    W = eigen_numbers_of(a)
+    return _differentiable(name, TruncatedHermitian(INVERSE_ROOT, rtol), a, W)
 
 
 def fixed_numbers(a: jax.Array, *, full_matrices: bool = False) -> SVDResult:

@@ -20,7 +20,7 @@ from ..operators.sparse import Sparse
 from ..rules.phase import fix_phases
 from .batching import over_leading_axes
 from .placement import on_any_mesh
-from .truncated import Config, Ritz, arguments, check_key, default_tol, truncated_triplets
+from .truncated import Config, Ritz, arguments, check_key, default_tol, settled, truncated_triplets
 
 
 def frobenius_norm(A: Operator) -> jax.Array:
@@ -96,7 +96,7 @@ def _adaptive(A: Operator, key: jax.Array, tol: float, config: Config, block: in
     mixed = residuals * kept / jnp.maximum(S[:max_rank] - S[-1], limits.tiny)
     rounding = limits.eps * S[0] / jnp.maximum(gap, limits.tiny)
     accuracy = jnp.max(mixed, initial=0) + rounding
-    result = truncated_triplets(A, lax.stop_gradient(Ritz(*padded, accuracy)), config)
+    result = truncated_triplets(A, settled(A, Ritz(*padded, accuracy), config), config)
     info = Info(
         residuals=residuals * kept,
         error=error,

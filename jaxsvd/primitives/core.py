@@ -41,7 +41,7 @@ def _core_of_operator(A: Operator, config: Config, start, seed: int) -> CoreSVD:
     run = forward(A, config, start, seed)
     # The phases are constants here: no loss within the contract depends on them.
     run = run._replace(ritz=fix_phases(run.ritz))
-    result = core_triplets(A, constants(run, config), config)
+    result = core_triplets(A, constants(A, run, config), config)
     if config.strict:
         mark = jnp.where(run.converged, 1, jnp.nan).astype(run.residuals.dtype)
         result = CoreSVD(*(x * mark.astype(x.dtype) for x in result))

@@ -13,13 +13,19 @@ from jax import lax
 from .. import _checks
 from ..rules.dense import herm
 from ..rules.hermitian import EigenvaluesToThirdOrder, from_triangle
+from .disturbance import eigen_numbers
 from .spectral import apply, frechet, total
 
 
 def numbers(a: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return eigenvalues, ascending, and eigenvectors of one Hermitian matrix as constants."""
-    Q, w = lax.linalg.eigh(lax.stop_gradient(a), symmetrize_input=False)
-    return w, Q
+
+    def solve(a):
+        Q, w = lax.linalg.eigh(a, symmetrize_input=False)
+        return w, Q
+
+    a = lax.stop_gradient(a)
+    return eigen_numbers(a, solve(a), solve)
 
 
 def _map(name: str, f: Any, a: jax.Array, near_tie: float | None) -> jax.Array:

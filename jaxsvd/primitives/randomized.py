@@ -51,7 +51,7 @@ def _randomized(
     products = jnp.asarray((2 + 2 * power_iterations) * columns, jnp.int32)
     done = jnp.all(norms <= config.tol * ritz.S[0])
     run = Run(ritz, norms, jnp.asarray(power_iterations, jnp.int32), products, done)
-    result = fix_phases(truncated_triplets(A, constants(run, config), config))
+    result = fix_phases(truncated_triplets(A, constants(A, run, config), config))
     return result, lax.stop_gradient(information(A, run, kept, config)) if ask else None
 
 

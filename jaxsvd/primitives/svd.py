@@ -15,13 +15,22 @@ from ..rules.dense import herm, svd_pushforward, svdvals_pushforward
 from ..rules.phase import fix_phases
 from . import probe
 from .batching import over_leading_axes, power_of_two_scale
+from .disturbance import disturbing, singular_numbers
 
 THIN = Request()
 
 
-def numbers(a: jax.Array, request: Request = THIN) -> SVDResult:
-    """Return the SVD of one matrix as constants: what the rules compute with."""
-    return router.solve(lax.stop_gradient(a), request)
+def numbers(a: jax.Array, request: Request = THIN, *, raw: bool = False) -> SVDResult:
+    """Return the SVD of one matrix as constants: what the rules compute with.
+
+    ``raw`` says that the rule is that of the raw triplets, which drops terms at ties and zeros.
+    """
+    a = lax.stop_gradient(a)
+
+    def solve(a):
+        return router.solve(a, request)
+
+    return singular_numbers(a, solve(a), solve, hermitian=request.hermitian, raw=raw)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
@@ -73,9 +82,9 @@ def _svd_of_matrix(a: jax.Array, options: Options) -> SVDResult | jax.Array:
         a = herm(a)
     if not options.compute_uv:
         # |w| of a Hermitian matrix would still need its vectors for the derivative.
-        S = values(a)
+        S = values(a) if disturbing.value is None else triplets(a, numbers(a), None).S
         return scale * (S if options.subset is None else S[slice(*options.subset)])
-    result = triplets(a, numbers(a, request), options.degeneracy_tol)
+    result = triplets(a, numbers(a, request, raw=True), options.degeneracy_tol)
     if options.fix_signs:
         result = fix_phases(result)
     U, S, Vh = result
