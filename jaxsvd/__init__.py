@@ -12,7 +12,9 @@ from . import rules as rules
 from . import streaming as streaming
 from . import track as track
 from . import transforms as transforms
+from ._types import CoreEigh as CoreEigh
 from ._types import CoreSVD as CoreSVD
+from ._types import EighResult as EighResult
 from ._types import Info as Info
 from ._types import SVDResult as SVDResult
 from .diagnosis import Diagnosis as Diagnosis
@@ -20,6 +22,9 @@ from .diagnosis import diagnose as diagnose
 from .primitives.adaptive import adaptive_svd as adaptive_svd
 from .primitives.core import core_svd as core_svd
 from .primitives.core import low_rank as low_rank
+from .primitives.eigenpairs import core_eigh as core_eigh
+from .primitives.eigenpairs import truncated_eigh as truncated_eigh
+from .primitives.eigh import eigh as eigh
 from .primitives.gauge import GaugeError as GaugeError
 from .primitives.gauge import GaugeWarning as GaugeWarning
 from .primitives.gauge import gauge_check as gauge_check
@@ -38,17 +43,21 @@ from .streaming import svd_update as svd_update
 __version__ = "0.1.0"
 
 __all__ = [
+    "CoreEigh",
     "CoreSVD",
     "Diagnosis",
+    "EighResult",
     "GaugeError",
     "GaugeWarning",
     "Info",
     "SVDResult",
     "adaptive_svd",
     "compress",
+    "core_eigh",
     "core_map",
     "core_svd",
     "diagnose",
+    "eigh",
     "gauge_check",
     "hermitian_map",
     "hermitian_sum",
@@ -71,5 +80,6 @@ __all__ = [
     "svdvals",
     "track",
     "transforms",
+    "truncated_eigh",
     "truncated_svd",
 ]

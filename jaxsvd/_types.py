@@ -33,6 +33,30 @@ class CoreSVD(NamedTuple):
     Vh: jax.Array
 
 
+class EighResult(NamedTuple):
+    """The eigenpairs of a Hermitian A = Q diag(w) Q^H, or k of them.
+
+    Attributes:
+        eigenvalues: w, (..., k), real.
+        eigenvectors: orthonormal columns of Q in the same order, (..., n, k).
+    """
+
+    eigenvalues: jax.Array
+    eigenvectors: jax.Array
+
+
+class CoreEigh(NamedTuple):
+    """A Hermitian matrix on k of its eigenvectors, A Q = Q C, with C = diag(w) in value.
+
+    Attributes:
+        Q: orthonormal columns that span the subspace, (..., n, k).
+        C: the core, Hermitian, a full matrix in its tangent, (..., k, k).
+    """
+
+    Q: jax.Array
+    C: jax.Array
+
+
 class Info(NamedTuple):
     """How good a truncated SVD is; nothing in it is differentiated.
 

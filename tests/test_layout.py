@@ -110,7 +110,17 @@ INSIDE = {
     "transforms": ["projections", "updates", "low_rank"],
     "layers": ["factors", "linear", "orthogonal", "convolution", "whiten"],
     "lora": ["adapter", "initial", "change", "peft"],
-    "compress": ["factorize", "allocate", "stored", "storage", "budget", "gates", "views", "gram"],
+    "compress": [
+        "factorize",
+        "allocate",
+        "stored",
+        "storage",
+        "budget",
+        "gates",
+        "views",
+        "watch",
+        "gram",
+    ],
     "models": [
         "_moments",
         "pca",

@@ -19,5 +19,6 @@ from .factorize import factorize as factorize
 from .gates import apply_gates as apply_gates
 from .gates import gate_budget as gate_budget
 from .gates import rank_gates as rank_gates
+from .gram import collect_gram as collect_gram
 from .stored import Folded as Folded
 from .stored import densify as densify

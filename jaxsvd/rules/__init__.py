@@ -11,6 +11,8 @@ from .dense import svd_pullback as svd_pullback
 from .dense import svd_pushforward as svd_pushforward
 from .dense import svdvals_pullback as svdvals_pullback
 from .dense import svdvals_pushforward as svdvals_pushforward
+from .eigh import eigh_pullback as eigh_pullback
+from .eigh import eigh_pushforward as eigh_pushforward
 from .phase import fix_phases as fix_phases
 from .spectral import spectral_pullback as spectral_pullback
 from .spectral import spectral_pushforward as spectral_pushforward
