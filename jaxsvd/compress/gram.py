@@ -130,8 +130,8 @@ def _refuse(name: str, seen: Watch) -> None:
     for path in seen.places:
         if path in seen.problem:
             raise ValueError(
-                f"{name}: leaf {path!r} must be multiplied with inputs along all of its rows or all "
-                f"of its columns, but {seen.problem[path]}; leave it out by `where`"
+                f"{name}: leaf {path!r} must be multiplied along all of its rows or all of its "
+                f"columns, but {seen.problem[path]}; leave it out by `where`"
             )
 
 
