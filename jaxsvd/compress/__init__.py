@@ -6,7 +6,8 @@
 
 `to_budget` decides which weight gets which rank; `factorize` is the best approximation of one
 weight, in the norm that its inputs and outputs define. `densify` gives back arrays, inside a jitted
-function too, so a model needs no change. `rank_gates` learns the ranks from the loss itself.
+function too, so a model needs no change. `rank_gates` learns the ranks from the loss itself. `save`
+and `load` keep compressed parameters in files.
 """
 
 from .allocate import Allocation as Allocation
@@ -20,5 +21,7 @@ from .gates import apply_gates as apply_gates
 from .gates import gate_budget as gate_budget
 from .gates import rank_gates as rank_gates
 from .gram import collect_gram as collect_gram
+from .storage import load as load
+from .storage import save as save
 from .stored import Folded as Folded
 from .stored import densify as densify
