@@ -1,6 +1,7 @@
 """The singular value decomposition in JAX, with derivatives that are right everywhere."""
 
 from . import compress as compress
+from . import foreign as foreign
 from . import layers as layers
 from . import linalg as linalg
 from . import lora as lora
@@ -19,6 +20,7 @@ from ._types import Info as Info
 from ._types import SVDResult as SVDResult
 from .diagnosis import Diagnosis as Diagnosis
 from .diagnosis import diagnose as diagnose
+from .foreign import safe as safe
 from .primitives.adaptive import adaptive_svd as adaptive_svd
 from .primitives.core import core_svd as core_svd
 from .primitives.core import low_rank as low_rank
@@ -58,6 +60,7 @@ __all__ = [
     "core_svd",
     "diagnose",
     "eigh",
+    "foreign",
     "gauge_check",
     "hermitian_map",
     "hermitian_sum",
@@ -72,6 +75,7 @@ __all__ = [
     "regularizers",
     "residuals",
     "rules",
+    "safe",
     "spectral_map",
     "spectral_sum",
     "streaming",

@@ -1,0 +1,362 @@
+"""Evaluation of a jaxpr with the derivatives of its decompositions replaced.
+
+Every equation is bound as it stands, so values are those of the function itself. What differs:
+
+    svd, eigh         the same primitive with the same parameters, with another derivative attached
+    a sum of a term   (see `terms`) the same equation, with the derivative of the whole sum attached
+    jit               traced anew where it holds one of these; terms pass into it and out of it
+    scan, while, cond, checkpoint, custom_jvp that hold a decomposition: their bodies traced anew
+"""
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.core import ensure_compile_time_eval, eval_jaxpr
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
+
+from .._types import EighResult, SVDResult
+from ..primitives.foreign import Source, attach, raw, with_own_rule
+from .patterns import Summed, Value, flat_axes, propagate
+from .report import Replacement, SafeReport, place
+from .terms import IDENTITY, ONE, SPECTRAL, Factor, Node, Sum, Term, Window, has_derivative, rule
+
+DECOMPOSITIONS = ("svd", "eigh")
+FOREIGN_CODE = ("pure_callback", "io_callback", "debug_callback", "python_callback", "ffi_call")
+
+
+def inner_jaxprs(eqn: Any) -> Iterator[Any]:
+    """Yield the jaxprs that an equation holds."""
+    leaves = jax.tree.leaves(
+        list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
+    )
+    for leaf in leaves:
+        jaxpr = getattr(leaf, "jaxpr", leaf)
+        if hasattr(jaxpr, "eqns"):
+            yield jaxpr
+
+
+def holds_decomposition(jaxpr: Any) -> bool:
+    """Return whether svd or eigh occurs in a jaxpr, however deep."""
+    return any(
+        eqn.primitive.name in DECOMPOSITIONS or any(map(holds_decomposition, inner_jaxprs(eqn)))
+        for eqn in jaxpr.eqns
+    )
+
+
+def bind(eqn: Any, arrays: list[Any], **changed: Any) -> list[Any]:
+    """Return the results of an equation at other operands, parameters changed or not."""
+    eqn = eqn.replace(params={**eqn.params, **changed})
+    given = {x: array for x, array in zip(eqn.invars, arrays, strict=True) if isinstance(x, Var)}
+    alone = Jaxpr((), list(given), eqn.outvars, [eqn], eqn.effects)
+    return eval_jaxpr(alone, (), *given.values())
+
+
+def _abstract(closed: ClosedJaxpr) -> list[jax.ShapeDtypeStruct]:
+    return [jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type) for x in closed.in_avals]
+
+
+def _same_types(one: Any, two: Any) -> bool:
+    return [(x.shape, x.dtype) for x in one] == [(x.shape, x.dtype) for x in two]
+
+
+def _raw_outputs(source: Source) -> list[jax.Array]:
+    """Return `raw` in the order of the primitive's outputs."""
+    found = raw(source)
+    if source.hermitian:
+        return [found.eigenvectors, found.eigenvalues]
+    return [found.S] if source.numbers is None else [found.S, found.U, found.Vh]
+
+
+class Interpreter:
+    """Evaluates one function; collects what it replaced."""
+
+    def __init__(self):
+        self.sources: dict[int, Source] = {}
+        self.rows: list[Replacement] = []
+        self.inside: tuple[str, ...] = ()
+        self.called_at = "unknown"  # a nested jaxpr may have been traced from another line
+        self.indices = itertools.count()
+        self.opened: dict[int, Replacement] = {}
+
+    def report(self) -> SafeReport:
+        """Return what was replaced; decompositions of which nothing is used, too."""
+        used = {(row.at, row.inside, row.shape) for row in self.rows}
+        for row in self.opened.values():
+            if (row.at, row.inside, row.shape) not in used:
+                self.rows.append(row)
+        return SafeReport(tuple(dict.fromkeys(self.rows)))
+
+    # -------------------------------------------------------------------------------- evaluation
+
+    def run(self, jaxpr: Any, consts: Any, values: list[Value]) -> list[Value]:
+        """Return the outputs of a jaxpr."""
+        env: dict[Any, Value] = {}
+
+        def read(atom):
+            if isinstance(atom, Literal):
+                return Value(atom.val, constant=lambda: np.asarray(atom.val))
+            return env[atom]
+
+        for var, const in zip(jaxpr.constvars, consts, strict=True):
+            env[var] = Value(const)
+        env.update(zip(jaxpr.invars, values, strict=True))
+        for eqn in jaxpr.eqns:
+            found = self.equation(eqn, [read(x) for x in eqn.invars])
+            env.update(zip(eqn.outvars, found, strict=True))
+        return [read(x) for x in jaxpr.outvars]
+
+    def equation(self, eqn: Any, operands: list[Value]) -> list[Value]:
+        """Return the outputs of one equation."""
+        outside, self.called_at = self.called_at, self.place(eqn)
+        try:
+            return self.evaluate(eqn, operands)
+        finally:
+            self.called_at = outside
+
+    def evaluate(self, eqn: Any, operands: list[Value]) -> list[Value]:
+        """Return the outputs of one equation, `called_at` being its line."""
+        name = eqn.primitive.name
+        terms = any(x.term is not None for x in operands)
+        arrays = [x.array for x in operands]
+        if name in DECOMPOSITIONS:
+            self.use(eqn, operands)
+            return self.decompose(eqn, operands[0].array)
+        holds = any(map(holds_decomposition, inner_jaxprs(eqn)))
+        if name == "jit" and (holds or terms):
+            return self.call(eqn, operands)
+        if holds:
+            self.use(eqn, operands)
+            return [Value(x) for x in self.higher_order(eqn, arrays)]
+        if name in FOREIGN_CODE:
+            self.leave(eqn, "code outside JAX")
+        if not terms:
+            found = bind(eqn, arrays)
+            if len(found) > 1:
+                return [Value(x) for x in found]
+            return [Value(found[0], None, flat_axes(eqn, operands), _folded(eqn, operands))]
+        return self.with_terms(eqn, operands)
+
+    def with_terms(self, eqn: Any, operands: list[Value]) -> list[Value]:
+        """Return the outputs of an equation some operands of which are terms."""
+        arrays = [x.array for x in operands]
+        if eqn.primitive.name == "custom_jvp_call":  # jax.nn.relu and the like: look inside
+            found = self.inside_of_custom_jvp(eqn, operands)
+        else:
+            batches = {i: source.batch for i, source in self.sources.items()}
+            found = propagate(eqn, operands, batches)
+        if isinstance(found, Term):
+            return [Value(bind(eqn, arrays)[0], found)]
+        if isinstance(found, Summed):
+            term, source = found.term, self.sources[found.term.index]
+            if has_derivative(term, source):
+                self.row(term.index, rule(term, source), eqn)
+                leaves, structure = jax.tree.flatten((source, term))
+                values = bind(eqn, [lax.stop_gradient(x) for x in arrays])[0]
+                return [Value(attach(Sum(structure, found.finish), values, leaves))]
+        self.use(eqn, operands)
+        return [Value(x) for x in bind(eqn, arrays)]
+
+    def inside_of_custom_jvp(self, eqn: Any, operands: list[Value]) -> Term | None:
+        closed = eqn.params["call_jaxpr"]
+        rows, self.rows = self.rows, []
+        found = self.run(closed.jaxpr, closed.consts, operands)
+        self.rows = rows  # its equations are bound as a whole, with the rule that it has
+        term = found[0].term
+        return term if len(found) == 1 and term is not None and not term.factors else None
+
+    # ---------------------------------------------------------------------------- decompositions
+
+    def decompose(self, eqn: Any, a: jax.Array) -> list[Value]:
+        """Return the outputs of svd or eigh with our derivative, and what they are."""
+        params, hermitian = eqn.params, eqn.primitive.name == "eigh"
+        subset, n = params["subset_by_index"], a.shape[-1]
+        if not (subset is None or (hermitian and tuple(subset) == (0, n))) or min(a.shape) == 0:
+            self.leave(eqn, "a part of the spectrum alone" if subset else "nothing to decompose")
+            return [Value(x) for x in bind(eqn, [a])]
+        values = bind(eqn, [lax.stop_gradient(a)])
+        numbers = None
+        if hermitian:
+            numbers = EighResult(values[1], values[0])
+        elif params["compute_uv"]:
+            numbers = SVDResult(values[1], values[0], values[2])
+        source = Source(a, numbers, hermitian, params.get("lower", True), params["algorithm"])
+        arrays = attach(_raw_outputs, values, source)
+        index = next(self.indices)
+        self.sources[index] = source
+        self.opened[index] = Replacement(
+            eqn.primitive.name, "constant", a.shape, self.place(eqn), "", self.inside
+        )
+        batch = tuple(range(a.ndim - 2))
+
+        def of_values(array):
+            axes, window = (*batch, SPECTRAL), Window(0, array.shape[-1])
+            return Value(array, Term((), None, index, IDENTITY, axes, window))
+
+        def of_vectors(array, slot):
+            rows = slot == "Vh"
+            axes = (*batch, SPECTRAL, None) if rows else (*batch, None, SPECTRAL)
+            window = Window(0, array.shape[-2 if rows else -1])
+            factors = (Factor(slot, False),)
+            return Value(array, Term((), Node(None), index, ONE, axes, window, factors))
+
+        if hermitian:
+            return [of_vectors(arrays[0], "Q"), of_values(arrays[1])]
+        slots = ("U", "Vh")[: len(arrays) - 1]
+        vectors = [of_vectors(x, slot) for x, slot in zip(arrays[1:], slots, strict=True)]
+        return [of_values(arrays[0]), *vectors]
+
+    # ------------------------------------------------------------------------------ nested jaxprs
+
+    def nested(self, name: str, jaxpr: Any, consts: Any, values: list[Value]) -> list[Value]:
+        """Run a jaxpr that belongs to an equation of that name."""
+        outside, self.inside = self.inside, (*self.inside, name)
+        try:
+            return self.run(jaxpr, consts, values)
+        finally:
+            self.inside = outside
+
+    def place(self, eqn: Any) -> str:
+        """Return the line an equation comes from, or that of the call around it."""
+        return place(eqn) or self.called_at
+
+    def call(self, eqn: Any, operands: list[Value]) -> list[Value]:
+        """Return the outputs of a jit; terms and decomposed matrices go in and come out."""
+        closed, name = eqn.params["jaxpr"], eqn.params["name"]
+        plain = all(map(_unspecified, (*eqn.params["in_shardings"], *eqn.params["out_shardings"])))
+        if not plain or any(eqn.params["donated_invars"]):
+            self.use(eqn, operands)
+            new = self.traced(f"jit {name}", closed)
+            return [Value(x) for x in bind(eqn, [x.array for x in operands], jaxpr=new)]
+        outer = self.sources
+        needed = {x.term.index for x in operands if x.term is not None}
+        flats: list[frozenset[int]] = []
+
+        def inner(arrays, terms, sources):
+            self.sources = dict(sources)
+            values = [
+                Value(array, term, x.flat, x.constant)
+                for array, term, x in zip(arrays, terms, operands, strict=True)
+            ]
+            found = self.nested(f"jit {name}", closed.jaxpr, closed.consts, values)
+            flats.extend(x.flat for x in found)
+            leaving = {x.term.index for x in found if x.term is not None}
+            new = {i: self.sources[i] for i in leaving if i not in sources}
+            return [x.array for x in found], [x.term for x in found], new
+
+        inner.__name__ = inner.__qualname__ = name
+        compiled = jax.jit(
+            inner, inline=eqn.params["inline"], keep_unused=eqn.params["keep_unused"]
+        )
+        try:
+            arrays, terms, new = compiled(
+                [x.array for x in operands],
+                [x.term for x in operands],
+                {i: outer[i] for i in needed},
+            )
+        finally:
+            self.sources = outer
+        self.sources.update(new)
+        return [Value(*found) for found in zip(arrays, terms, flats, strict=True)]
+
+    def evaluated(self, name: str, jaxpr: Any, consts: Any):
+        """Return a function of arrays that evaluates a jaxpr."""
+
+        def function(*arrays):
+            outer, self.sources = self.sources, {}
+            try:
+                found = self.nested(name, jaxpr, consts, [Value(x) for x in arrays])
+                self.use(None, found)
+                return [x.array for x in found]
+            finally:
+                self.sources = outer
+
+        return function
+
+    def traced(self, name: str, closed: ClosedJaxpr) -> ClosedJaxpr:
+        """Return a jaxpr with its decompositions replaced."""
+        function = self.evaluated(name, closed.jaxpr, closed.consts)
+        new = jax.make_jaxpr(function)(*_abstract(closed))
+        if not _same_types(new.out_avals, closed.out_avals):
+            raise TypeError(f"{name}: {closed.out_avals} became {new.out_avals}")
+        return new
+
+    def higher_order(self, eqn: Any, arrays: list[Any]) -> list[Any]:
+        """Return the outputs of an equation that holds a decomposition in a body of its own."""
+        name, params = eqn.primitive.name, eqn.params
+        if name == "scan" or name == "closed_call":
+            key = "jaxpr" if name == "scan" else "call_jaxpr"
+            return bind(eqn, arrays, **{key: self.traced(name, params[key])})
+        if name == "while":
+            bodies = {key: self.traced(name, params[key]) for key in ("cond_jaxpr", "body_jaxpr")}
+            return bind(eqn, arrays, **bodies)
+        if name == "cond":
+            branches = tuple(self.traced(name, branch) for branch in params["branches"])
+            return bind(eqn, arrays, branches=branches)
+        if name in ("remat2", "checkpoint") and not params["differentiated"]:
+            function = self.evaluated("checkpoint", params["jaxpr"], ())
+            return jax.checkpoint(
+                function, prevent_cse=params["prevent_cse"], policy=params["policy"]
+            )(*arrays)
+        if name == "custom_jvp_call":
+            self.leave(
+                eqn, "has a derivative of its own, of which second derivatives are made safe"
+            )
+            return with_own_rule(lambda *x: tuple(bind(eqn, x)), _safe_rule, arrays)
+        self.leave(eqn, "has a derivative of its own" if "custom" in name else "not known here")
+        return bind(eqn, arrays)
+
+    # ------------------------------------------------------------------------------------ report
+
+    def row(self, index: int, name: str, eqn: Any) -> None:
+        """Note that a rule serves a decomposition at an equation."""
+        opened = self.opened[index]
+        used_at = "" if eqn is None else self.place(eqn)
+        used_at = "" if used_at == opened.at else used_at
+        new = Replacement(opened.primitive, name, opened.shape, opened.at, used_at, opened.inside)
+        self.rows.append(new)
+
+    def use(self, eqn: Any, operands: list[Value]) -> None:
+        """Note that terms are used as raw arrays."""
+        outputs = () if eqn is None else eqn.outvars
+        if outputs and not any(jnp.issubdtype(x.aval.dtype, jnp.inexact) for x in outputs):
+            return
+        for x in operands:
+            if x.term is not None and jnp.issubdtype(x.array.dtype, jnp.inexact):
+                self.row(x.term.index, "masked" if x.term.factors else "values", eqn)
+
+    def leave(self, eqn: Any, why: str) -> None:
+        """Note that an equation is left as it is."""
+        name = eqn.params.get("name") or eqn.primitive.name
+        self.rows.append(
+            Replacement(str(name), "left", (), self.place(eqn), "", self.inside, note=why)
+        )
+
+
+def _safe_rule(closed: ClosedJaxpr, arrays: list[Any]) -> list[Any]:
+    return Interpreter().evaluated("custom_jvp", closed.jaxpr, closed.consts)(*arrays)
+
+
+def _unspecified(sharding: Any) -> bool:
+    return type(sharding).__name__ == "UnspecifiedValue"
+
+
+def _folded(eqn: Any, operands: list[Value]):
+    """Return what evaluates an equation that depends on no input, once, and None otherwise."""
+
+    def constant(memory=[]):  # noqa: B006
+        if not memory:
+            known = [x.constant() for x in operands]
+            small = eqn.outvars[0].aval.size <= 2**20
+            value = None
+            if small and not eqn.effects and all(x is not None for x in known):
+                with ensure_compile_time_eval():
+                    value = np.asarray(bind(eqn, known)[0])
+            memory.append(value)
+        return memory[0]
+
+    return constant
