@@ -9,8 +9,9 @@ import numpy as np
 
 from .. import _checks
 
-# States of the dynamic programme at most; beyond, the result is near optimal, by `bound`.
-STATES = 50_000
+# Sums that the dynamic programme holds at once. The first, narrow passes find a better choice, with
+# which the next ones need fewer; beyond the last the result is near optimal, by `bound`.
+WIDTHS = (100, 1_000, 10_000)
 
 
 class Allocation(NamedTuple):
@@ -100,13 +101,22 @@ def _greedy(classes: list[Options], budget: int) -> tuple[list[int], float]:
     return chosen, multiplier
 
 
+def _thinned(order: np.ndarray, cost: np.ndarray, regret: np.ndarray, width: int) -> np.ndarray:
+    """Return of each of ``width`` intervals of cost the sum of least regret."""
+    low, high = int(cost[order[0]]), int(cost[order[-1]])
+    interval = (cost[order] - low) // ((high - low) // width + 1)
+    best = np.lexsort((regret[order], interval))
+    _, first = np.unique(interval[best], return_index=True)
+    return order[best[first]]
+
+
 def _search(
-    classes: list[Options], budget: int, chosen: list[int], multiplier: float
+    classes: list[Options], budget: int, chosen: list[int], multiplier: float, width: int
 ) -> tuple[list[int], float]:
-    """Return the best choice and a bound, by dynamic programming over what can be in an optimum.
+    """Return a better choice if there is one, and a bound, by dynamic programming.
 
     With the regret r_ij = e_ij + t c_ij - min_j (e_ij + t c_ij) of each choice at the multiplier t,
-    every solution has error = bound + sum r + t (budget - cost): one that is better than the greedy
+    every solution has error = bound + sum r + t (budget - cost): one that is better than the chosen
     one has a sum of regrets below the gap between them. That leaves few choices and few sums.
     """
     lagrange = [o.errors + multiplier * o.costs for o in classes]
@@ -128,24 +138,25 @@ def _search(
         cost = cost[parent] + o.costs[option]
         error = error[parent] + o.errors[option]
         regret = regret[parent] + regrets[c][option]
-        slack = multiplier * np.maximum(budget - cost - high[c], 0)
-        able = np.flatnonzero((cost + low[c] <= budget) & (regret + slack <= gap))
+        # What cannot be spent any more is lost at the multiplier too.
+        regret_at_least = regret + multiplier * np.maximum(budget - cost - high[c], 0)
+        able = np.flatnonzero((cost + low[c] <= budget) & (regret_at_least <= gap))
         order = able[np.lexsort((error[able], cost[able]))]
         best = np.minimum.accumulate(np.append(np.inf, error[order]))[:-1]
-        order = order[error[order] < best]
-        if len(order) > STATES:
+        order = order[error[order] < best]  # no cheaper one is as good
+        if len(order) > width:
             exact = False
-            order = np.sort(order[np.argsort(regret[order], kind="stable")[:STATES]])
+            order = np.sort(_thinned(order, cost, regret, width))
         cost, error, regret = cost[order], error[order], regret[order]
         stages.append((parent[order], option[order]))
-    if not len(error) or error.min() >= value:
-        return chosen, value if exact else bound
-    state = int(np.argmin(error))
-    least, chosen = float(error[state]), []
-    for parent, option in reversed(stages):
-        chosen.append(int(option[state]))
-        state = int(parent[state])
-    return chosen[::-1], least if exact else bound
+    if len(error) and error.min() < value:
+        state = int(np.argmin(error))
+        value, chosen = float(error[state]), []
+        for parent, option in reversed(stages):
+            chosen.append(int(option[state]))
+            state = int(parent[state])
+        chosen = chosen[::-1]
+    return chosen, value if exact else bound
 
 
 def _given(name: str, spectra: Any, shapes: Any) -> tuple[list[Any], list[Any], Any]:
@@ -175,7 +186,7 @@ def allocate(
     where a weight (m, n) costs r (m + n) at rank r, or m n if it stays dense, which loses nothing;
     ranks from break-even on, r (m + n) >= m n, are never chosen. That jump makes the problem
     nonconvex. It is solved exactly: a Lagrange multiplier gives a bound and a first choice, and a
-    dynamic programme searches all choices that could be better. If that holds more than 50,000
+    dynamic programme searches all choices that could be better. If that holds more than 10,000
     sums at once, the worst are dropped and ``bound`` says how far from the optimum the result can
     be; it is ``error`` otherwise. The budget is never exceeded.
 
@@ -233,7 +244,10 @@ def allocate(
             f"{name}: `budget` must be at least {smallest}, the smallest possible, got {budget}"
         )
     chosen, multiplier = _greedy(classes, budget)
-    chosen, bound = _search(classes, budget, chosen, multiplier)
+    bound = -math.inf
+    for width in WIDTHS:
+        if bound < sum(float(o.errors[i]) for o, i in zip(classes, chosen, strict=True)):
+            chosen, bound = _search(classes, budget, chosen, multiplier, width)
     picked = [int(o.ranks[i]) for o, i in zip(classes, chosen, strict=True)]
     ranks = [None if r < 0 else r for r in picked]
     return Allocation(
