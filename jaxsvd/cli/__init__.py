@@ -60,8 +60,9 @@ not get smaller stays as it is. The output holds for each factored leaf
 
 and says so in its metadata; jaxsvd.compress.load restores it, jaxsvd.compress.densify gives arrays.
 The input is never changed, and the output appears whole or not at all. --metrics makes the error
-that of the outputs on real inputs: for each leaf, by its name, a vector or Gram matrix of its
-inputs, as jaxsvd.compress.collect_gram gathers them.
+that of the outputs on real inputs: a file that jaxsvd.compress.save_metrics wrote of what
+collect_gram gathered, or any with a Gram matrix or its diagonal for each leaf, named NAME.rows or
+NAME.columns after the side of the weight that is its inputs.
 """
 
 
@@ -149,11 +150,6 @@ def _add_compress(commands: "argparse._SubParsersAction[_Parser]") -> None:
         metavar="FILE",
         help="statistics of inputs, .npz or .safetensors",
     )
-    command.add_argument(
-        "--layout", choices=compress.LAYOUTS, default=compress.LAYOUTS[0],
-        help="for --metrics: weights are (inputs, outputs), or as in PyTorch (outputs, inputs) "
-        "(default: %(default)s)",
-    )  # fmt: skip
     command.add_argument(
         "--allocation", choices=("global", "uniform"), default="global",
         help="ranks that lose least over all matrices, or the same share of each (%(default)s)",

@@ -2,8 +2,9 @@
 
 import contextlib
 import importlib.util
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,34 @@ def axes_of(text: str | None) -> _leaves.Axes:
     except ValueError:
         raise Refused(f"--axes must be such as 0,1,2:3 or -2:-1, got {text!r}") from None
     return rows, columns
+
+
+def where_of(
+    text: str | None, leaves: Mapping[str, Any], axes: _leaves.Axes
+) -> Callable[[str, Any], bool] | None:
+    """Return the predicate of ``--where REGEX``: of the matrices those whose name it is found in.
+
+    Raises:
+        Refused: it is no regular expression, or found in none.
+    """
+    if text is None:
+        return None
+    try:
+        pattern = re.compile(text)
+    except re.error as error:
+        raise Refused(f"--where must be a regular expression, got {text!r} ({error})") from None
+
+    def is_matrix(leaf: Any) -> bool:
+        is_number = jnp.issubdtype(leaf.dtype, jnp.inexact)
+        return is_number and (leaf.ndim == 2 or (leaf.ndim > 2 and axes is not None))
+
+    matrices = [(name, leaf) for name, leaf in leaves.items() if is_matrix(leaf)]
+    if not any(pattern.search(name) for name, _ in matrices):
+        raise Refused(
+            f"--where must be found in the name of a matrix, got {text!r}; they are "
+            f"{_leaves.listed(matrices)}"
+        )
+    return lambda name, leaf: pattern.search(name) is not None and is_matrix(leaf)
 
 
 def needs_x64(leaves: dict[str, Any]) -> bool:

@@ -8,9 +8,7 @@ import jax.numpy as jnp
 
 from .. import _files
 from ..compress import budget, storage
-from .checkpoint import Refused, axes_of, needs_x64, progress, read, sentences, size
-
-LAYOUTS = ("in_out", "out_in")
+from .checkpoint import Refused, axes_of, needs_x64, progress, read, sentences, size, where_of
 
 
 class Request(NamedTuple):
@@ -20,7 +18,6 @@ class Request(NamedTuple):
     output: Path
     budget: str
     metrics: Path | None = None
-    layout: str = "in_out"
     where: str | None = None
     axes: str | None = None
     allocation: str = "global"
@@ -53,16 +50,6 @@ def _check_output(request: Request) -> None:
             raise Refused(f"{output}: exists already; --force replaces it")
 
 
-def _metrics(request: Request) -> dict[str, Any] | None:
-    """Return the metric of each leaf by name, as `to_budget` takes them."""
-    if request.metrics is None:
-        return None
-    arrays = read(request.metrics).arrays
-    if request.layout == "in_out":
-        return dict(arrays)
-    return {name: (None, x) for name, x in arrays.items()}  # the inputs are the columns
-
-
 def _widened(x: Any) -> Any:
     """Return float8 as bfloat16: its three digits are not enough for singular vectors."""
     is_float8 = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize == 1
@@ -80,10 +67,12 @@ def run(request: Request) -> int:
         arrays = found.arrays
         with jax.enable_x64(True if needs_x64(arrays) else bool(jax.config.jax_enable_x64)):  # pyright: ignore[reportAttributeAccessIssue]
             params = {name: _widened(x) for name, x in arrays.items()}
-            metrics = _metrics(request)
+            metrics = None
+            if request.metrics is not None:
+                metrics = storage.metrics_from_arrays(read(request.metrics).arrays)
             with progress("decompositions") as move:
                 small, report = budget.to_budget(
-                    params, wanted, metrics, request.where, axes,
+                    params, wanted, metrics, where_of(request.where, params, axes), axes,
                     allocation=request.allocation, relative=request.relative, progress=move,
                 )  # fmt: skip
             factored = {leaf.name for leaf in report.leaves if leaf.rank is not None}

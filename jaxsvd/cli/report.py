@@ -14,7 +14,7 @@ from ..compress import storage
 from ..compress.stored import dense
 from ..primitives.svd import svdvals
 from . import page
-from .checkpoint import Refused, axes_of, needs_x64, progress, read, sentences, size
+from .checkpoint import Refused, axes_of, needs_x64, progress, read, sentences, size, where_of
 
 HEADER = ("leaf", "shape", "dtype", "sigma_1", "stable", "effective", "90 %", "99 %", "99 % in")
 
@@ -58,7 +58,8 @@ def collect(path: Path, where: str | None, axes: str | None) -> Found:
     leaves = storage.from_arrays(path, read(path))
     with jax.enable_x64(True if needs_x64(leaves) else bool(jax.config.jax_enable_x64)):  # pyright: ignore[reportAttributeAccessIssue]
         arrays = {name: dense(leaf) for name, leaf in leaves.items()}
-        places = _leaves.select(arrays, where, axes_of(axes), name="report")
+        given = axes_of(axes)
+        places = _leaves.select(arrays, where_of(where, arrays, given), given, name="report")
         lines = []
         with progress("singular values") as move:
             for done, (name, place) in enumerate(places.items(), 1):

@@ -19,6 +19,7 @@ from .stored import Folded, is_compressed
 ENTRY = "jaxsvd.compress"
 VERSION = 1
 PARTS = ("U", "s", "Vh")
+SIDES = ("rows", "columns")
 
 
 def to_arrays(name: str, params: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -165,6 +166,58 @@ def load(path: str | os.PathLike, like: Any = None) -> Any:
             )
     structure = jax.tree.structure(like, is_leaf=is_compressed)
     return structure.unflatten([leaves[at] for at in wanted])
+
+
+def save_metrics(
+    metrics: Mapping[str, Any], path: str | os.PathLike, *, force: bool = False
+) -> None:
+    """Write metrics, as from `collect_gram`, for `python -m jaxsvd compress --metrics`.
+
+    Arrays NAME.rows and NAME.columns, of the rows and columns of leaf NAME; none where there is no
+    metric.
+
+    Args:
+        metrics: by path of the leaf an array, of its rows, or a pair (of rows, of columns), each
+            an array or None.
+        path: of the file, .npz or .safetensors.
+        force: replace a file that exists.
+
+    Raises:
+        FileExistsError: the file exists, without ``force``.
+        ImportError: safetensors is not installed.
+        TypeError: a metric is no array.
+        ValueError: another suffix; a dtype that the format has not.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxsvd, tempfile
+        >>> params = {"w": jnp.eye(3)}
+        >>> metrics = jaxsvd.compress.collect_gram(lambda p, x: x @ p["w"], params, [jnp.eye(3)])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     jaxsvd.compress.save_metrics(metrics, f"{folder}/stats.npz")
+        ...     jaxsvd.compress.load(f"{folder}/stats.npz")["w.rows"].shape
+        (3, 3)
+    """
+    name = "save_metrics"
+    if Path(path).exists() and not _checks.flag(name, "force", force):
+        raise FileExistsError(f"{name}: `path` must not exist without force=True, got {path}")
+    arrays = {}
+    for leaf, metric in metrics.items():
+        pair = metric if isinstance(metric, tuple) else (metric, None)
+        for side, x in zip(SIDES, pair, strict=True):
+            if x is not None:
+                arrays[f"{leaf}.{side}"] = _checks.array(name, x, f"metrics[{leaf!r}]")
+    _files.write_checkpoint(path, arrays, {})
+
+
+def metrics_from_arrays(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[Any, Any]]:
+    """Return metrics as `to_budget` takes them; an array NAME alone is of the rows."""
+    pairs: dict[str, list[Any]] = {}
+    for name, x in arrays.items():
+        leaf, dot, side = name.rpartition(".")
+        if not dot or side not in SIDES:
+            leaf, side = name, SIDES[0]
+        pairs.setdefault(leaf, [None, None])[SIDES.index(side)] = x
+    return {leaf: (rows, columns) for leaf, (rows, columns) in pairs.items()}
 
 
 def shape_of(leaf: Any) -> tuple[int, ...]:
