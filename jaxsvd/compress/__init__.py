@@ -23,5 +23,6 @@ from .gates import rank_gates as rank_gates
 from .gram import collect_gram as collect_gram
 from .storage import load as load
 from .storage import save as save
+from .storage import save_metrics as save_metrics
 from .stored import Folded as Folded
 from .stored import densify as densify
