@@ -1,13 +1,15 @@
 """Derivatives of gauge-free losses, kind of matrix by kind of matrix: who has them right.
 
-    python -m benchmarks.derivatives [--json PATH] [--markdown] [--update README.md]
+    python -m benchmarks.derivatives [--half svd | hermitian] [--json FOLDER] [--markdown]
+                                     [--update README.md]
 
 A cell is a matrix (`problems`), a loss that has a derivative there (`losses`) and a way to take it:
 jvp, vjp, Hessian-vector product in the three orders of differentiation. It passes if it is close to
 the exact value (`oracle`, `cells`). A cell whose exact value is not a normal number of the dtype is
 not counted, and listed. The same losses are written over jnp.linalg.svd and, where it is installed,
-torch.linalg.svd (`libraries`). Exit code 1 if a cell of jaxsvd fails. A few minutes, most of it
-compiling.
+torch.linalg.svd (`libraries`). The other half is that of Hermitian matrices (`eigenproblems`,
+`eigenoracle`, `eigenlibraries`), against jnp.linalg.eigh and torch.linalg.eigh. Exit code 1 if a
+cell of jaxsvd fails. A few minutes, most of it compiling.
 """
 
 import argparse
@@ -22,12 +24,17 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from .cells import BARS, Cell, cells
+from .cells import BARS, HERMITIAN, SVD, Cell, Half, cells
 from .libraries import LIBRARIES, MODES
-from .losses import LOSSES
-from .problems import PROBLEMS
 
 MARKERS = ("<!-- derivatives:begin -->", "<!-- derivatives:end -->")
+HERMITIAN_MARKERS = ("<!-- hermitian:begin -->", "<!-- hermitian:end -->")
+
+# Name: the half, where it stands in the README, its file of results.
+HALVES = {
+    "svd": (SVD, MARKERS, "derivatives.json"),
+    "hermitian": (HERMITIAN, HERMITIAN_MARKERS, "derivatives_hermitian.json"),
+}
 
 NOTHING = 1e-17  # an error below is the rounding of the oracle
 
@@ -117,13 +124,13 @@ def versions() -> dict[str, str]:
     return found
 
 
-def as_json(found: list[Cell]) -> str:
+def as_json(found: list[Cell], half: Half = SVD) -> str:
     """Return all cells: one line for each matrix, loss and order, with the modes on it."""
     lines: dict[tuple, dict[str, list]] = {}
     for cell in found:
         modes = lines.setdefault((cell.problem, cell.loss, cell.order), {})
         modes.setdefault(cell.mode, []).append(cell.outcome)
-    through = {loss.name: loss.through for loss in LOSSES}
+    through = {loss.name: loss.through for loss in half.losses}
     body = ",\n  ".join(
         json.dumps({"matrix": p, "loss": l, "through": through[l], "order": o, **modes})
         for (p, l, o), modes in lines.items()
@@ -137,9 +144,9 @@ def as_json(found: list[Cell]) -> str:
     return json.dumps(head, indent=1).removesuffix("\n}") + f',\n "cells": [\n  {body}\n ]\n}}\n'
 
 
-def update(path: Path, text: str) -> None:
+def update(path: Path, text: str, markers: tuple[str, str] = MARKERS) -> None:
     """Replace what stands between the two markers of a file."""
-    begin, end = MARKERS
+    begin, end = markers
     old = path.read_text()
     if old.count(begin) != 1 or old.count(end) != 1:
         raise SystemExit(f"{path} must hold {begin} and {end} once each")
@@ -147,32 +154,42 @@ def update(path: Path, text: str) -> None:
     path.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}")
 
 
+def run(half: Half) -> list[Cell]:
+    """Return all cells of one half."""
+    found: list[Cell] = []
+    for problem in half.problems:
+        print(problem.name, file=sys.stderr, flush=True)
+        for order in MODES:
+            for library in installed():
+                found += cells(library, problem, order, half)
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.derivatives")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write all cells to PATH")
-    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+    parser.add_argument("--half", choices=HALVES, help="only this one")
+    parser.add_argument("--json", type=Path, metavar="FOLDER", help="write all cells there")
+    parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
     parser.add_argument(
-        "--update", type=Path, metavar="FILE", help=f"put the table between {' '.join(MARKERS)}"
+        "--update", type=Path, metavar="FILE", help=f"put the tables between {' '.join(MARKERS)}"
     )
     arguments = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     jax.config.update("jax_numpy_rank_promotion", "raise")
 
-    found: list[Cell] = []
-    for problem in PROBLEMS:
-        print(problem.name, file=sys.stderr, flush=True)
-        for order in MODES:
-            for library in installed():
-                found += cells(library, problem, order)
-    table = rows(found)
-    print(markdown(table, versions()) if arguments.markdown else plain(table))
-    if arguments.json:
-        arguments.json.write_text(as_json(found))
-    if arguments.update:
-        update(arguments.update, markdown(table, versions()))
-    print("\nnot representable, not counted:", *not_representable(found), sep="\n  ")
-    failed = [c for c in found if c.library == "jaxsvd" and c.representable and not c.passed]
+    failed = []
+    for name in [arguments.half] if arguments.half else HALVES:
+        half, markers, file = HALVES[name]
+        found = run(half)
+        table = rows(found)
+        print(markdown(table, versions()) if arguments.markdown else plain(table))
+        if arguments.json:
+            (arguments.json / file).write_text(as_json(found, half))
+        if arguments.update:
+            update(arguments.update, markdown(table, versions()), markers)
+        print("\nnot representable, not counted:", *not_representable(found), sep="\n  ")
+        failed += [c for c in found if c.library == "jaxsvd" and c.representable and not c.passed]
     for cell in failed:
         print(f"FAILED: {cell.problem}: {cell.loss}, {cell.mode}: {cell.outcome}")
     return 1 if failed else 0
