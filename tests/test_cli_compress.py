@@ -12,11 +12,13 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+import optax
 import pytest
 
 from jaxsvd import _files, compress
 from jaxsvd.cli import main
 from jaxsvd.operators import LowRank
+from tests.test_lora import X, Y, equinox, haiku, linen, nnx
 
 safetensors = pytest.importorskip("safetensors.numpy")
 
@@ -153,6 +155,36 @@ def test_save_and_load(suffix, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             compress.load(path, other)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("framework", [equinox, linen, nnx, haiku])
+def test_in_frameworks(framework, tmp_path):
+    """A compressed model runs and trains inside jit, and comes back from safetensors."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        params, call, where, _ = framework()
+        metrics = compress.collect_gram(call, params, [X], where)
+        small, report = compress.to_budget(params, 0.9, metrics, where)
+        assert any(leaf.rank is not None for leaf in report.leaves)
+        optimizer = optax.adam(1e-2)
+
+        @jax.jit
+        def step(small, state):
+            def loss(small):
+                return jnp.mean((call(compress.densify(small), X) - Y) ** 2)
+
+            value, gradient = jax.value_and_grad(loss)(small)
+            updates, state = optimizer.update(gradient, state)
+            return optax.apply_updates(small, updates), state, value
+
+        state, values = optimizer.init(small), []
+        for _ in range(3):
+            small, state, value = step(small, state)
+            values.append(float(value))
+        assert values[2] < values[1] < values[0]
+        compress.save(small, tmp_path / "small.safetensors")
+        again = compress.load(tmp_path / "small.safetensors", params)
+        same_bits(call(compress.densify(again), X), call(compress.densify(small), X))
 
 
 # ------------------------------------------------------------------------------------ report
