@@ -8,60 +8,30 @@ Every equation is bound as it stands, so values are those of the function itself
     scan, while, cond, checkpoint, custom_jvp that hold a decomposition: their bodies traced anew
 """
 
-import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.core import ensure_compile_time_eval, eval_jaxpr
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
+from jax.extend.core import ClosedJaxpr, Literal
 
 from .._types import EighResult, SVDResult
 from ..primitives.foreign import Source, attach, raw, with_own_rule
+from .jaxprs import (
+    DECOMPOSITIONS,
+    abstract,
+    bind,
+    folded,
+    holds_decomposition,
+    inner_jaxprs,
+    same_types,
+)
 from .patterns import Summed, Value, flat_axes, propagate
-from .report import Replacement, SafeReport, place
+from .report import Log
 from .terms import IDENTITY, ONE, SPECTRAL, Factor, Node, Sum, Term, Window, has_derivative, rule
 
-DECOMPOSITIONS = ("svd", "eigh")
 FOREIGN_CODE = ("pure_callback", "io_callback", "debug_callback", "python_callback", "ffi_call")
-
-
-def inner_jaxprs(eqn: Any) -> Iterator[Any]:
-    """Yield the jaxprs that an equation holds."""
-    leaves = jax.tree.leaves(
-        list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
-    )
-    for leaf in leaves:
-        jaxpr = getattr(leaf, "jaxpr", leaf)
-        if hasattr(jaxpr, "eqns"):
-            yield jaxpr
-
-
-def holds_decomposition(jaxpr: Any) -> bool:
-    """Return whether svd or eigh occurs in a jaxpr, however deep."""
-    return any(
-        eqn.primitive.name in DECOMPOSITIONS or any(map(holds_decomposition, inner_jaxprs(eqn)))
-        for eqn in jaxpr.eqns
-    )
-
-
-def bind(eqn: Any, arrays: list[Any], **changed: Any) -> list[Any]:
-    """Return the results of an equation at other operands, parameters changed or not."""
-    eqn = eqn.replace(params={**eqn.params, **changed})
-    given = {x: array for x, array in zip(eqn.invars, arrays, strict=True) if isinstance(x, Var)}
-    alone = Jaxpr((), list(given), eqn.outvars, [eqn], eqn.effects)
-    return eval_jaxpr(alone, (), *given.values())
-
-
-def _abstract(closed: ClosedJaxpr) -> list[jax.ShapeDtypeStruct]:
-    return [jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type) for x in closed.in_avals]
-
-
-def _same_types(one: Any, two: Any) -> bool:
-    return [(x.shape, x.dtype) for x in one] == [(x.shape, x.dtype) for x in two]
 
 
 def _raw_outputs(source: Source) -> list[jax.Array]:
@@ -73,23 +43,11 @@ def _raw_outputs(source: Source) -> list[jax.Array]:
 
 
 class Interpreter:
-    """Evaluates one function; collects what it replaced."""
+    """Evaluates one function; its log tells what was replaced."""
 
     def __init__(self):
         self.sources: dict[int, Source] = {}
-        self.rows: list[Replacement] = []
-        self.inside: tuple[str, ...] = ()
-        self.called_at = "unknown"  # a nested jaxpr may have been traced from another line
-        self.indices = itertools.count()
-        self.opened: dict[int, Replacement] = {}
-
-    def report(self) -> SafeReport:
-        """Return what was replaced; decompositions of which nothing is used, too."""
-        used = {(row.at, row.inside, row.shape) for row in self.rows}
-        for row in self.opened.values():
-            if (row.at, row.inside, row.shape) not in used:
-                self.rows.append(row)
-        return SafeReport(tuple(dict.fromkeys(self.rows)))
+        self.log = Log()
 
     # -------------------------------------------------------------------------------- evaluation
 
@@ -112,11 +70,8 @@ class Interpreter:
 
     def equation(self, eqn: Any, operands: list[Value]) -> list[Value]:
         """Return the outputs of one equation."""
-        outside, self.called_at = self.called_at, self.place(eqn)
-        try:
+        with self.log.at(eqn):
             return self.evaluate(eqn, operands)
-        finally:
-            self.called_at = outside
 
     def evaluate(self, eqn: Any, operands: list[Value]) -> list[Value]:
         """Return the outputs of one equation, `called_at` being its line."""
@@ -133,12 +88,19 @@ class Interpreter:
             self.use(eqn, operands)
             return [Value(x) for x in self.higher_order(eqn, arrays)]
         if name in FOREIGN_CODE:
-            self.leave(eqn, "code outside JAX")
+            self.log.leave(eqn, "code outside JAX")
         if not terms:
             found = bind(eqn, arrays)
-            if len(found) > 1:
+            if len(found) != 1:
                 return [Value(x) for x in found]
-            return [Value(found[0], None, flat_axes(eqn, operands), _folded(eqn, operands))]
+            return [
+                Value(
+                    found[0],
+                    None,
+                    flat_axes(eqn, operands),
+                    folded(eqn, [x.constant for x in operands]),
+                )
+            ]
         return self.with_terms(eqn, operands)
 
     def with_terms(self, eqn: Any, operands: list[Value]) -> list[Value]:
@@ -154,7 +116,7 @@ class Interpreter:
         if isinstance(found, Summed):
             term, source = found.term, self.sources[found.term.index]
             if has_derivative(term, source):
-                self.row(term.index, rule(term, source), eqn)
+                self.log.row(term.index, rule(term, source), eqn)
                 leaves, structure = jax.tree.flatten((source, term))
                 values = bind(eqn, [lax.stop_gradient(x) for x in arrays])[0]
                 return [Value(attach(Sum(structure, found.finish), values, leaves))]
@@ -162,10 +124,10 @@ class Interpreter:
         return [Value(x) for x in bind(eqn, arrays)]
 
     def inside_of_custom_jvp(self, eqn: Any, operands: list[Value]) -> Term | None:
+        """Return the term that the body of an elementwise custom_jvp function leads to."""
         closed = eqn.params["call_jaxpr"]
-        rows, self.rows = self.rows, []
-        found = self.run(closed.jaxpr, closed.consts, operands)
-        self.rows = rows  # its equations are bound as a whole, with the rule that it has
+        with self.log.silent():  # its equations are bound as a whole, with the rule that it has
+            found = self.run(closed.jaxpr, closed.consts, operands)
         term = found[0].term
         return term if len(found) == 1 and term is not None and not term.factors else None
 
@@ -176,7 +138,9 @@ class Interpreter:
         params, hermitian = eqn.params, eqn.primitive.name == "eigh"
         subset, n = params["subset_by_index"], a.shape[-1]
         if not (subset is None or (hermitian and tuple(subset) == (0, n))) or min(a.shape) == 0:
-            self.leave(eqn, "a part of the spectrum alone" if subset else "nothing to decompose")
+            self.log.leave(
+                eqn, "a part of the spectrum alone" if subset else "nothing to decompose"
+            )
             return [Value(x) for x in bind(eqn, [a])]
         values = bind(eqn, [lax.stop_gradient(a)])
         numbers = None
@@ -186,11 +150,8 @@ class Interpreter:
             numbers = SVDResult(values[1], values[0], values[2])
         source = Source(a, numbers, hermitian, params.get("lower", True), params["algorithm"])
         arrays = attach(_raw_outputs, values, source)
-        index = next(self.indices)
+        index = self.log.open(eqn, a.shape)
         self.sources[index] = source
-        self.opened[index] = Replacement(
-            eqn.primitive.name, "constant", a.shape, self.place(eqn), "", self.inside
-        )
         batch = tuple(range(a.ndim - 2))
 
         def of_values(array):
@@ -214,15 +175,8 @@ class Interpreter:
 
     def nested(self, name: str, jaxpr: Any, consts: Any, values: list[Value]) -> list[Value]:
         """Run a jaxpr that belongs to an equation of that name."""
-        outside, self.inside = self.inside, (*self.inside, name)
-        try:
+        with self.log.within(name):
             return self.run(jaxpr, consts, values)
-        finally:
-            self.inside = outside
-
-    def place(self, eqn: Any) -> str:
-        """Return the line an equation comes from, or that of the call around it."""
-        return place(eqn) or self.called_at
 
     def call(self, eqn: Any, operands: list[Value]) -> list[Value]:
         """Return the outputs of a jit; terms and decomposed matrices go in and come out."""
@@ -280,8 +234,8 @@ class Interpreter:
     def traced(self, name: str, closed: ClosedJaxpr) -> ClosedJaxpr:
         """Return a jaxpr with its decompositions replaced."""
         function = self.evaluated(name, closed.jaxpr, closed.consts)
-        new = jax.make_jaxpr(function)(*_abstract(closed))
-        if not _same_types(new.out_avals, closed.out_avals):
+        new = jax.make_jaxpr(function)(*abstract(closed))
+        if not same_types(new.out_avals, closed.out_avals):
             raise TypeError(f"{name}: {closed.out_avals} became {new.out_avals}")
         return new
 
@@ -303,38 +257,21 @@ class Interpreter:
                 function, prevent_cse=params["prevent_cse"], policy=params["policy"]
             )(*arrays)
         if name == "custom_jvp_call":
-            self.leave(
-                eqn, "has a derivative of its own, of which second derivatives are made safe"
-            )
-            return with_own_rule(lambda *x: tuple(bind(eqn, x)), _safe_rule, arrays)
-        self.leave(eqn, "has a derivative of its own" if "custom" in name else "not known here")
+            self.log.leave(eqn, "has a derivative of its own; its second derivative is made safe")
+            return with_own_rule(lambda *x: tuple(bind(eqn, list(x))), _safe_rule, arrays)
+        self.log.leave(eqn, "has a derivative of its own" if "custom" in name else "not known here")
         return bind(eqn, arrays)
 
-    # ------------------------------------------------------------------------------------ report
-
-    def row(self, index: int, name: str, eqn: Any) -> None:
-        """Note that a rule serves a decomposition at an equation."""
-        opened = self.opened[index]
-        used_at = "" if eqn is None else self.place(eqn)
-        used_at = "" if used_at == opened.at else used_at
-        new = Replacement(opened.primitive, name, opened.shape, opened.at, used_at, opened.inside)
-        self.rows.append(new)
-
     def use(self, eqn: Any, operands: list[Value]) -> None:
-        """Note that terms are used as raw arrays."""
+        """Note that terms are used as raw arrays, by an equation or as results."""
+        if eqn is not None and eqn.primitive.name == "stop_gradient":
+            return
         outputs = () if eqn is None else eqn.outvars
         if outputs and not any(jnp.issubdtype(x.aval.dtype, jnp.inexact) for x in outputs):
             return
         for x in operands:
             if x.term is not None and jnp.issubdtype(x.array.dtype, jnp.inexact):
-                self.row(x.term.index, "masked" if x.term.factors else "values", eqn)
-
-    def leave(self, eqn: Any, why: str) -> None:
-        """Note that an equation is left as it is."""
-        name = eqn.params.get("name") or eqn.primitive.name
-        self.rows.append(
-            Replacement(str(name), "left", (), self.place(eqn), "", self.inside, note=why)
-        )
+                self.log.row(x.term.index, "masked" if x.term.factors else "values", eqn)
 
 
 def _safe_rule(closed: ClosedJaxpr, arrays: list[Any]) -> list[Any]:
@@ -343,20 +280,3 @@ def _safe_rule(closed: ClosedJaxpr, arrays: list[Any]) -> list[Any]:
 
 def _unspecified(sharding: Any) -> bool:
     return type(sharding).__name__ == "UnspecifiedValue"
-
-
-def _folded(eqn: Any, operands: list[Value]):
-    """Return what evaluates an equation that depends on no input, once, and None otherwise."""
-
-    def constant(memory=[]):  # noqa: B006
-        if not memory:
-            known = [x.constant() for x in operands]
-            small = eqn.outvars[0].aval.size <= 2**20
-            value = None
-            if small and not eqn.effects and all(x is not None for x in known):
-                with ensure_compile_time_eval():
-                    value = np.asarray(bind(eqn, known)[0])
-            memory.append(value)
-        return memory[0]
-
-    return constant

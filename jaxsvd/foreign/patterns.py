@@ -45,9 +45,11 @@ class Value:
         """Return the shape of the array."""
         return np.shape(self.array)
 
-    def without_term(self) -> "Value":
-        """Return the same array, of which nothing is known."""
-        return Value(self.array, None, self.flat, self.constant)
+    def known(self) -> Term:
+        """Return the term, or raise if there is none."""
+        if self.term is None:
+            raise LookupError
+        return self.term
 
 
 class Summed(NamedTuple):
@@ -140,7 +142,7 @@ def _diagonal(eqn: Any, operands: list[Value], shape: tuple[int, ...]) -> Term |
         terms, others = operands[2:], operands[:1]
     else:
         return None
-    term = terms[0].term
+    term = terms[0].known()
     if term.factors or term.diagonal:
         return None
     axes = _labels(terms[0], shape)
@@ -169,11 +171,13 @@ def _elementwise(eqn: Any, operands: list[Value], batch: tuple[int, ...]) -> Ter
     axes = tuple(functools.reduce(_merge, column) for column in zip(*labels, strict=True))
     # A single value (s_1, say) that is broadcast along the spectrum is a constant for it.
     running = [SPECTRAL in mine for mine in labels]
-    terms = [x.term for x, runs in zip(operands, running, strict=True) if runs]
+    terms = [x.known() for x, runs in zip(operands, running, strict=True) if runs]
     _alike(*terms)
     if not terms or any(term.diagonal for term in terms):
         return None
     main = next((term for term in terms if term.factors), None)
+    if any(term.modulus for term in terms) and name not in ("square", "integer_pow"):
+        return None
     if main is None:
         if name in ("real", "conj") or (
             name == "convert_element_type"
@@ -183,7 +187,7 @@ def _elementwise(eqn: Any, operands: list[Value], batch: tuple[int, ...]) -> Ter
         if name not in SMOOTH | KINKED:
             return None
         parts = [
-            x.term if runs else _constant(x, axes, batch)
+            x.known() if runs else _constant(x, axes, batch)
             for x, runs in zip(operands, running, strict=True)
         ]
         elementwise, constants = combine(operation, parts, name in KINKED)
@@ -198,15 +202,23 @@ def _elementwise(eqn: Any, operands: list[Value], batch: tuple[int, ...]) -> Ter
         return main.after(operation, factors=flipped)
     if name in ("real", "imag") and len(main.factors) == 2:
         return main.after(operation)
+    if name == "abs" and len(main.factors) == 1:
+        return main.replace(modulus=True)  # linear in nothing yet, but its square is a product
     if name == "square" or (name == "integer_pow" and eqn.params["y"] == 2):
         if len(main.factors) != 1:
             return None
         elementwise, constants = times(main, main)
+        factor, product = main.factors[0], lax.mul
+        other = factor
+        if main.modulus and jnp.issubdtype(operands[0].array.dtype, jnp.floating):
+            other = factor._replace(conjugated=not factor.conjugated)
+            product = _real_product
         return main.replace(
-            node=Node(lax.mul, (main.node, main.node)),
-            factors=main.factors * 2,
+            node=Node(product, (main.node, main.node)),
+            factors=(factor, other),
             elementwise=elementwise,
             constants=constants,
+            modulus=False,
         )
     if name not in ("mul", "div") or (name == "div" and main is not operands[0].term):
         return None
@@ -232,6 +244,10 @@ def _elementwise(eqn: Any, operands: list[Value], batch: tuple[int, ...]) -> Ter
     )
 
 
+def _real_product(x: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.real(x * jnp.conj(y))
+
+
 def _structural(eqn: Any, operands: list[Value], batch: tuple[int, ...]) -> Term | None:
     """Return the term of an operation that moves entries and computes nothing."""
     name, params, x = eqn.primitive.name, eqn.params, operands[0]
@@ -242,7 +258,7 @@ def _structural(eqn: Any, operands: list[Value], batch: tuple[int, ...]) -> Term
     if name == "transpose":
         axes = [axes[i] for i in params["permutation"]]
     elif name == "broadcast_in_dim":
-        labels, axes = axes, [None] * len(shape)
+        labels, axes = axes, list[Label]([None] * len(shape))
         for i, axis in enumerate(params["broadcast_dimensions"]):
             if labels[i] is not None and x.shape[i] != shape[axis]:
                 return None
@@ -276,7 +292,7 @@ def _structural(eqn: Any, operands: list[Value], batch: tuple[int, ...]) -> Term
     elif name == "pad":
         if any(any(widths) for widths in params["padding_config"]):
             return None
-    if term.diagonal and name not in ("transpose", "pad"):
+    if term.modulus or (term.diagonal and name not in ("transpose", "pad")):
         return None
     arguments = [y.array for y in operands[1:]]
     operation = functools.partial(eqn.primitive.bind, **params)
@@ -285,7 +301,7 @@ def _structural(eqn: Any, operands: list[Value], batch: tuple[int, ...]) -> Term
 
 def _dot_general(eqn: Any, operands: list[Value], batch: tuple[int, ...]) -> Term | Summed | None:
     (contracted, batched) = eqn.params["dimension_numbers"]
-    shape, dtype = eqn.outvars[0].aval.shape, eqn.outvars[0].aval.dtype
+    dtype = eqn.outvars[0].aval.dtype
     operation = functools.partial(eqn.primitive.bind, **eqn.params)
     labels = [list(x.term.axes) if x.term is not None else [None] * len(x.shape) for x in operands]
     axes = [_merge(labels[0][i], labels[1][j]) for i, j in zip(*batched, strict=True)]
@@ -297,6 +313,8 @@ def _dot_general(eqn: Any, operands: list[Value], batch: tuple[int, ...]) -> Ter
     spectral = [(labels[0][i], labels[1][j]) for i, j in pairs]
 
     terms = [x.term for x in operands if x.term is not None]
+    if any(term.modulus for term in terms):
+        return None
     if len(terms) == 1:
         side = 0 if operands[0].term is not None else 1
         term, other = terms[0], operands[1 - side]
@@ -344,8 +362,8 @@ def _dot_general(eqn: Any, operands: list[Value], batch: tuple[int, ...]) -> Ter
 
 def _reduce_sum(eqn: Any, operands: list[Value], batch: tuple[int, ...]) -> Term | Summed | None:
     (x,), axes = operands, eqn.params["axes"]
-    term, aval = x.term, eqn.outvars[0].aval
-    if term.diagonal or not jnp.issubdtype(aval.dtype, jnp.inexact):
+    term, aval = x.known(), eqn.outvars[0].aval
+    if term.modulus or term.diagonal or not jnp.issubdtype(aval.dtype, jnp.inexact):
         return None
     operation = functools.partial(eqn.primitive.bind, **eqn.params)
     left = tuple(label for i, label in enumerate(term.axes) if i not in axes)

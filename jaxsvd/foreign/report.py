@@ -1,8 +1,9 @@
 """What `safe` replaced, where, and by which rule."""
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -86,3 +87,66 @@ def place(eqn: Any) -> str:
             short = os.sep.join(name.split(os.sep)[-2:])
             return f"{short}:{frame.line_num} ({frame.function_name})"
     return ""
+
+
+class Log:
+    """Collects replacements while a function is evaluated."""
+
+    def __init__(self):
+        self.rows: list[Replacement] = []
+        self.opened: list[Replacement] = []
+        self.inside: tuple[str, ...] = ()
+        self.called_at = "unknown"
+
+    @contextlib.contextmanager
+    def within(self, name: str) -> Iterator[None]:
+        """Give rows the name of what their equations are nested in."""
+        outside, self.inside = self.inside, (*self.inside, name)
+        try:
+            yield
+        finally:
+            self.inside = outside
+
+    @contextlib.contextmanager
+    def at(self, eqn: Any) -> Iterator[None]:
+        """Give rows the line of an equation; inside JAX there are none, then that around it."""
+        outside, self.called_at = self.called_at, place(eqn) or self.called_at
+        try:
+            yield
+        finally:
+            self.called_at = outside
+
+    @contextlib.contextmanager
+    def silent(self) -> Iterator[None]:
+        """Forget the rows."""
+        rows, self.rows = self.rows, []
+        try:
+            yield
+        finally:
+            self.rows = rows
+
+    def open(self, eqn: Any, shape: tuple[int, ...]) -> int:
+        """Enter a decomposition and return its index."""
+        name = eqn.primitive.name
+        row = Replacement(name, "constant", shape, self.called_at, inside=self.inside)
+        self.opened.append(row)
+        return len(self.opened) - 1
+
+    def row(self, index: int, rule: str, eqn: Any) -> None:
+        """Note that a rule serves a decomposition, at an equation or as a result (None)."""
+        opened = self.opened[index]
+        used_at = "" if eqn is None or self.called_at == opened.at else self.called_at
+        self.rows.append(dataclasses.replace(opened, rule=rule, used_at=used_at))
+
+    def leave(self, eqn: Any, why: str) -> None:
+        """Note that an equation is left as it is."""
+        name = str(eqn.params.get("name") or eqn.primitive.name)
+        self.rows.append(
+            Replacement(name, "left", (), self.called_at, inside=self.inside, note=why)
+        )
+
+    def report(self) -> SafeReport:
+        """Return what was replaced; decompositions that nothing depends on, too."""
+        used = {(row.at, row.inside, row.shape) for row in self.rows}
+        rest = [row for row in self.opened if (row.at, row.inside, row.shape) not in used]
+        return SafeReport(tuple(dict.fromkeys([*self.rows, *rest])))

@@ -86,7 +86,7 @@ class Factor(NamedTuple):
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=("constants", "node"),
-    meta_fields=("index", "elementwise", "axes", "window", "factors", "diagonal"),
+    meta_fields=("index", "elementwise", "axes", "window", "factors", "diagonal", "modulus"),
 )
 @dataclasses.dataclass(frozen=True)
 class Term:
@@ -101,6 +101,7 @@ class Term:
         window: the part of the spectrum along the spectral axis.
         factors: the vectors it is linear in, in the order in which the node takes them.
         diagonal: the array is diag(f(s)), both axes of it spectral.
+        modulus: the array is the absolute value of the term.
     """
 
     constants: tuple[jax.Array, ...]
@@ -111,6 +112,7 @@ class Term:
     window: Window
     factors: tuple[Factor, ...] = ()
     diagonal: bool = False
+    modulus: bool = False
 
     @property
     def axis(self) -> int:
@@ -192,7 +194,7 @@ class Sum:
     def __call__(self, leaves: list[jax.Array]) -> jax.Array:
         """Return the sum."""
         source, term = self.structure.unflatten(leaves)
-        if not term.factors:
+        if self.finish is not None:
             return self.finish(summed(source, term.elementwise, term.constants))
         slots = tuple(factor.slot for factor in term.factors)
         window = (term.window.start, term.window.stop)

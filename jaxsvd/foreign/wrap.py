@@ -10,6 +10,7 @@ from jax.core import Tracer, eval_jaxpr
 
 from .. import _checks
 from .interpret import Interpreter
+from .jaxprs import holds_decomposition
 from .patterns import Value
 from .report import Replacement, SafeReport
 
@@ -34,6 +35,7 @@ class Traced:
         consts: what the function closes over.
         report: what was replaced.
         finish: gives the results their structure.
+        changed: whether there is anything to replace.
         keeps: whether it may be used again; not where it closes over tracers.
     """
 
@@ -61,8 +63,9 @@ class Traced:
             interpreter.use(None, found)
             return [x.array for x in found]
 
+        self.changed = holds_decomposition(closed.jaxpr)
         self.closed = jax.make_jaxpr(evaluate)(self.consts, arrays)
-        self.report = interpreter.report()
+        self.report = interpreter.log.report()
 
     def __call__(self, arrays: list[Any]) -> Any:
         """Return the results of the function."""
@@ -178,7 +181,7 @@ def safe(fn: Callable, *, report: bool = False) -> Callable:
                 known.clear()
             if key is not None and traced.keeps:
                 known[key] = traced
-        result = traced(arrays)
+        result = traced(arrays) if traced.changed else fn(*args, **kwargs)
         return (result, traced.report) if report else result
 
     return wrapped

@@ -116,7 +116,7 @@ class Source:
                 algorithm=self.algorithm,
             )
             return SVDResult(U, s, Vh)
-        if self.hermitian:
+        if isinstance(self.numbers, EighResult):
             return self.numbers
         U, S, Vh = self.numbers
         return SVDResult(U[..., : self.size], S, Vh[..., : self.size, :])
@@ -266,15 +266,12 @@ def columns(
         return [whole(source, f, constants), _identity(source, n)]
     if everything and slots[0] != slots[1]:
         Y = whole(source, f, constants)
-        by_slot = {"U": Y, "Vh": _identity(source, n)}
-        if m < n:
-            by_slot = {"U": _identity(source, m), "Vh": Y}
-        found = [by_slot[slot] for slot in slots]
+        U, Vh = (Y, _identity(source, n)) if m >= n else (_identity(source, m), Y)
+        found = [U if slot == "U" else Vh for slot in slots]
         return [_padded(source, slot, X, window) for slot, X in zip(slots, found, strict=True)]
     *factors, F = block(source, f, constants, window)
-    by_slot = (
-        {"Q": factors[0]} if source.hermitian else dict(zip(("U", "Vh"), factors, strict=True))
-    )
+    names = ("Q",) if source.hermitian else ("U", "Vh")
+    by_slot: dict[str, jax.Array] = dict(zip(names, factors, strict=True))
     first, second = (by_slot[slot] for slot in slots)
     # sum_ij u_i F_ij v_j^H: F stands on the right of U, and of V; Vh holds rows.
     first = product(F, first) if slots[0] == "Vh" else product(first, F)
@@ -290,7 +287,8 @@ def _identity(source: Source, n: int) -> jax.Array:
 def _padded(source: Source, slot: str, X: jax.Array, window: tuple[int, int]) -> jax.Array:
     """Return columns (rows of Vh) padded by zeros to the size of the array in the slot."""
     axis = -2 if slot == "Vh" else -1
-    size = source.numbers[{"U": 0, "Vh": 2, "Q": 1}[slot]].shape[axis]
+    numbers = source.thin() if source.numbers is None else source.numbers
+    size = numbers[{"U": 0, "Vh": 2, "Q": 1}[slot]].shape[axis]
     before, widths = window[0], [(0, 0)] * X.ndim
     widths[axis] = (before, size - before - X.shape[axis])
     return jnp.pad(X, widths)
