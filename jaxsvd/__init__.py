@@ -20,6 +20,7 @@ from ._types import Info as Info
 from ._types import SVDResult as SVDResult
 from .diagnosis import Diagnosis as Diagnosis
 from .diagnosis import diagnose as diagnose
+from .errorbars import value_and_grad_with_error as value_and_grad_with_error
 from .foreign import safe as safe
 from .primitives.adaptive import adaptive_svd as adaptive_svd
 from .primitives.core import core_svd as core_svd
@@ -86,4 +87,5 @@ __all__ = [
     "transforms",
     "truncated_eigh",
     "truncated_svd",
+    "value_and_grad_with_error",
 ]

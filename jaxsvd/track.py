@@ -24,7 +24,8 @@ from ._types import Info, SVDResult
 from .algorithms import subspace
 from .operators.base import Operator, operator, static
 from .operators.dense import Dense
-from .primitives.truncated import EXTRA, Run, arguments, constants, information, truncated_triplets
+from .primitives.runs import Run, constants
+from .primitives.truncated import EXTRA, arguments, information, truncated_triplets
 from .rules.phase import fix_phases
 
 
@@ -116,6 +117,6 @@ def step(
     done = jnp.all(residuals <= config.tol * basis.S[0])
     products = jnp.asarray(2 * columns, jnp.int32)
     run = Run(ritz, residuals, basis.iteration, products, done)
-    result = fix_phases(truncated_triplets(A, constants(run, config), config))
+    result = fix_phases(truncated_triplets(A, constants(A, run, config), config))
     info = lax.stop_gradient(information(A, run, result, config))
     return TrackState(basis, state.k), result, info

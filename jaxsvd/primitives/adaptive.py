@@ -20,7 +20,8 @@ from ..operators.sparse import Sparse
 from ..rules.phase import fix_phases
 from .batching import over_leading_axes
 from .placement import on_any_mesh
-from .truncated import Config, Ritz, arguments, check_key, default_tol, settled, truncated_triplets
+from .runs import Config, Ritz, default_tol, settled
+from .truncated import arguments, check_key, truncated_triplets
 
 
 def frobenius_norm(A: Operator) -> jax.Array:

@@ -16,7 +16,8 @@ from ..rules.core import core_tangents
 from ..rules.phase import fix_phases
 from .batching import over_leading_axes, power_of_two_scale
 from .placement import on_any_mesh
-from .truncated import Config, Ritz, arguments, constants, forward, rule_numbers, tangent_products
+from .runs import Config, Ritz, constants, rule_numbers
+from .truncated import arguments, forward, tangent_products
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))

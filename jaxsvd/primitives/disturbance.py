@@ -52,6 +52,11 @@ class Disturbance:
         key = jax.random.fold_in(self.key, lax.bitcast_convert_type(mark, jnp.uint32))
         return jax.random.split(key, count)
 
+    def noise(self, key: jax.Array, size: jax.Array, shape: tuple[int, ...], dtype: Any):
+        """Return random numbers of a size."""
+        size = self.rounding.astype(size.dtype) * size
+        return size.astype(dtype) * jax.random.normal(key, shape, dtype)
+
 
 # `with disturbing(disturbance): ...`; compared by identity, as jax.jit's cache needs it.
 disturbing = jax.make_user_context(default_value=None)
@@ -64,8 +69,8 @@ def _root_mean_square(X: jax.Array) -> jax.Array:
 def _splitting(disturbance: Disturbance, values: jax.Array, null: jax.Array, key, dtype: Any):
     """Return a Hermitian matrix that parts tied values, and fills the block of the null ones.
 
-    To a distance of eps^(1/3), relative to the value or to the distance to the next one: what then
-    is left of second order, and the rounding error over the distance, both are eps^(2/3).
+    To a distance of eps^(1/5), relative to the value or to the distance to the next one: the error
+    of fourth order, and rounding over the distance, then both are eps^(4/5).
     """
     size = jnp.abs(values)
     largest = jnp.max(size, initial=0)
@@ -75,12 +80,16 @@ def _splitting(disturbance: Disturbance, values: jax.Array, null: jax.Array, key
     tied = (distance <= least) & ~null[:, None] & ~null[None, :]
     others = jnp.min(jnp.where(tied | both, largest, distance), axis=1, initial=jnp.inf)
     width = jnp.minimum(jnp.where(null, largest, size), others)
-    width = jnp.maximum(_tolerances.eps(values.dtype) ** (1 / 3) * width, 4 * least)
+    width = jnp.maximum(_tolerances.eps(values.dtype) ** 0.2 * width, 4 * least)
     tied = tied & (jnp.sum(tied, axis=1) > 1)[:, None]
-    M = herm(jax.random.normal(key, tied.shape, dtype)) * jnp.sqrt(width[:, None] * width[None, :])
-    return M * jnp.where(tied, disturbance.ties, jnp.where(both, disturbance.zeros, 0)).astype(
-        dtype
-    )
+    factor = jnp.where(tied, disturbance.ties, jnp.where(both, disturbance.zeros, 0))
+    phase, length = jax.random.split(key)
+    # Bounded away from 0, so that no tied pair stays as it is, and from above.
+    M = jnp.sign(jax.random.normal(phase, tied.shape, dtype))
+    M = M * jax.random.uniform(length, tied.shape, values.dtype, 0.5, 1.0).astype(dtype)
+    M = jnp.triu(M, 1) + adjoint(jnp.triu(M))
+    scale = factor.astype(values.dtype) * jnp.sqrt(width[:, None] * width[None, :])
+    return herm(M) * scale.astype(dtype)
 
 
 def singular_numbers(
@@ -108,7 +117,9 @@ def singular_numbers(
     residual = a - product(U * S[None, :].astype(U.dtype), Vh)
     size = jnp.maximum(_root_mean_square(residual) / 2, _tolerances.rounding(S.dtype) * S[0])
     one, other = disturbance.keys(a, 2)
-    E = (disturbance.rounding * size).astype(a.dtype) * jax.random.normal(one, a.shape, a.dtype)
+    E = (disturbance.rounding.astype(size.dtype) * size).astype(a.dtype) * jax.random.normal(
+        one, a.shape, a.dtype
+    )
     if hermitian:
         E = herm(E)
     elif raw:
@@ -130,8 +141,10 @@ def eigen_numbers(
     largest = jnp.max(jnp.abs(w))
     size = jnp.maximum(_root_mean_square(residual) / 2, _tolerances.rounding(w.dtype) * largest)
     one, other = disturbance.keys(a, 2)
-    E = (disturbance.rounding * size).astype(a.dtype) * jax.random.normal(one, a.shape, a.dtype)
-    E = herm(E) * 2**0.5
+    E = (disturbance.rounding.astype(size.dtype) * size).astype(a.dtype) * jax.random.normal(
+        one, a.shape, a.dtype
+    )
+    E = 2**0.5 * herm(E)
     if raw:
         M = _splitting(disturbance, w, jnp.zeros(w.shape, bool), other, a.dtype)
         E = E + product(product(Q, M), adjoint(Q))
@@ -139,7 +152,7 @@ def eigen_numbers(
 
 
 def refined(A: Operator, ritz: SVDResult, k: int, numbers: Numbers, solve: Callable) -> SVDResult:
-    """Return k approximate triplets after a Newton step and a random E, under a disturbance.
+    """Return approximate triplets, the first k after a Newton step and a random E.
 
     With the residuals A V - U S, A^H U - V S the exact vectors are, to first order, U + X, V + Y
     for the X and Y of the rule's own system (`rules.truncated`):
@@ -160,10 +173,10 @@ def refined(A: Operator, ritz: SVDResult, k: int, numbers: Numbers, solve: Calla
     kept = (S > 0).astype(U.dtype)[None, :]
     padding = jnp.diag(1 - kept[0])
     keys = disturbance.keys(ritz.U, 4)
-    size = (disturbance.rounding * _tolerances.rounding(S.dtype) * S[0]).astype(U.dtype)
+    size = _tolerances.rounding(S.dtype) * S[0]
 
     def noise(key, shape):
-        return size * jax.random.normal(key, shape, U.dtype)
+        return disturbance.noise(key, size, shape, U.dtype)
 
     b_U = project_out(U, A.matmat(V) + noise(keys[0], U.shape))
     b_V = project_out(V, A.rmatmat(U) + noise(keys[1], V.shape))
@@ -179,5 +192,9 @@ def refined(A: Operator, ritz: SVDResult, k: int, numbers: Numbers, solve: Calla
     M = _splitting(disturbance, S, null, keys[2], U.dtype)
     B = (B + M + noise(keys[3], B.shape)) * kept * kept.T
     left, S, right = solve(B)
-    kept = kept * (jnp.arange(k) < jnp.sum(kept.real))[None, :].astype(U.dtype)
-    return SVDResult(product(U, left) * kept, S * kept[0].real, kept.T * product(right, adjoint(V)))
+    U, S, Vh = product(U, left) * kept, S * kept[0].real, kept.T * product(right, adjoint(V))
+    return SVDResult(
+        jnp.concatenate([U, ritz.U[:, k:]], axis=1),
+        jnp.concatenate([S, ritz.S[k:]]),
+        jnp.concatenate([Vh, ritz.Vh[k:]]),
+    )

@@ -19,16 +19,8 @@ from ..operators.rowblocks import held_by
 from ..rules.phase import fix_phases
 from .batching import over_leading_axes, vmapped
 from .placement import on_any_mesh
-from .truncated import (
-    Config,
-    Run,
-    arguments,
-    check_key,
-    constants,
-    default_tol,
-    information,
-    truncated_triplets,
-)
+from .runs import Config, Run, constants, default_tol
+from .truncated import arguments, check_key, information, truncated_triplets
 
 
 def residual_norms(A: Operator, result: SVDResult) -> jax.Array:
