@@ -23,6 +23,7 @@ SUITES = (
     "router",
     "accuracy",
     "gradients",
+    "errorbars",
     "norms",
     "lipschitz",
     "outofcore",
@@ -30,6 +31,7 @@ SUITES = (
     "completion",
     "recommender",
     "lora",
+    "safe",
 )
 
 

@@ -5,6 +5,7 @@ differentiated by finite differences.
 """
 
 import functools
+import re
 from typing import NamedTuple
 
 import jax
@@ -66,8 +67,8 @@ def check(case: Case, tolerance: float = 2e-7):
     value, report = safe(case.loss, report=True)(A)
     assert value == case.loss(A)
     assert report.rules() == case.rules, str(report)
-    compiled, g = jit(jax.value_and_grad(safe(case.loss)))(A)
-    assert compiled == jit(case.loss)(A)
+    assert jit(safe(case.loss))(A) == jit(case.loss)(A)
+    g = jit(jax.grad(safe(case.loss)))(A)
     want = gradient(case.truth, case.at)
     np.testing.assert_allclose(g, want, rtol=0, atol=tolerance * max(1, np.abs(want).max()))
 
@@ -283,7 +284,7 @@ SNIPPETS = {
     "2744": Case(issue_2744, lambda A: np.sum(np.linalg.lstsq(A, b)[0] ** 2), TALL, (VALUES, MAP)),
     "2794": Case(issue_2794, lambda A: np.sum(W * np.linalg.pinv(A @ A.T).T), TALL, (VALUES, MAP)),
     "17476": Case(tf_17476, polar_factor, orthonormal(3, 3), (MAP,)),
-    "kabsch": Case(kabsch, polar_factor, orthonormal(3, 3), ("masked",)),
+    "kabsch": Case(kabsch, polar_factor, orthonormal(3, 3), (MAP, "masked")),
     "176": Case(geomstats_176, closed(scipy.linalg.logm), 2 * np.eye(3), (EIGH,)),
     "67": Case(felupe_67, stretch_energy, np.eye(3), (SUM,)),
     "whitening": Case(
@@ -295,7 +296,7 @@ SNIPPETS = {
         np.eye(3),
         (EIGH, SUM),
     ),
-    "entropy": Case(entropy, von_neumann, np.eye(3) / 3, (SUM,)),
+    "entropy": Case(entropy, von_neumann, np.eye(3) / 3, (SUM, SUM)),
     "shrink": Case(soft_threshold, shrink, TIED, (MAP,)),
     "likelihood": Case(marginal_likelihood, gaussian_process, SPD, (EIGH, SUM)),
     "heat": Case(
@@ -341,6 +342,23 @@ def linear_solve(A):
     return jnp.sum(found.value * b[:3])
 
 
+def galore(G):
+    """The update of an optimizer that projects gradients on their leading singular vectors."""
+    import optax
+
+    transform = optax.contrib.scale_by_galore(
+        rank=2, update_proj_gap=1, scale=1.0, base_optimizer=optax.identity()
+    )
+    weights = {"w": jnp.zeros((4, 3))}
+    update, _ = transform.update({"w": G}, transform.init(weights), weights)
+    return jnp.sum(W43 * update["w"])
+
+
+def truncated(G):
+    U, s, Vh = np.linalg.svd(G, full_matrices=False)
+    return np.sum(W43 * ((U[:, :2] * s[:2]) @ Vh[:2]))
+
+
 GRID = np.array([-1.5, -0.5, 0.5, 1.5])
 LIBRARIES = {
     "jax.scipy.linalg.polar": Case(
@@ -376,6 +394,7 @@ LIBRARIES = {
     "Rotation.mean": Case(
         mean_rotation, numpy_mean_rotation, np.eye(4)[[0, 1, 3]] + 0.05, ("masked",)
     ),
+    "optax.contrib.scale_by_galore": Case(galore, truncated, TALL, ("masked",)),
     "lineax.linear_solve": Case(
         linear_solve, lambda A: b[:3] @ np.linalg.solve(A, b[:3]), TIED, ("constant",)
     ),
@@ -386,26 +405,7 @@ LIBRARIES = {
 def test_functions_of_libraries(name):
     if name.startswith("lineax"):
         pytest.importorskip("lineax")
-    check(LIBRARIES[name])
-
-
-def test_an_optimizer_is_differentiated_through():
-    """GaLore projects on singular vectors: at a tie a gradient of the update is finite at least."""
-    import optax
-
-    def change(G):
-        transform = optax.contrib.galore(0.1, rank=2, update_proj_gap=1)
-        state = transform.init({"w": jnp.zeros((4, 3))})
-        update, _ = transform.update({"w": G}, state, {"w": jnp.zeros((4, 3))})
-        return jnp.sum(update["w"] ** 2)
-
-    G = jnp.asarray(np.eye(4)[:, :3])
-    value, report = safe(change, report=True)(G)
-    assert value == change(G)
-    assert "masked" in report.rules()
-    assert "_galore.py" in str(report)
-    assert np.isnan(jax.grad(change)(G)).any()
-    assert np.isfinite(jax.grad(safe(change))(G)).all()
+    check(LIBRARIES[name], 2e-6 if name.startswith("optax") else 2e-7)  # it works in float32
 
 
 # --------------------------------------------------------------------------- transforms and nesting
@@ -530,6 +530,16 @@ def test_single_precision():
     np.testing.assert_allclose(g, 2 * np.asarray(A), atol=1e-5)
 
 
+def mean_of_polar(A):
+    return sum(jnp.mean(x) for x in jsl.polar(A, method="svd"))
+
+
+def optimized(f, A):
+    """The kinds of operation of the compiled program, in order."""
+    text = jax.jit(f).lower(A).compile().as_text()
+    return re.findall(r"= \S+ ([a-z-]+)\(", text)
+
+
 def test_only_decompositions_change():
     """What holds none is the function itself; elsewhere each equation stays, in number too."""
 
@@ -539,9 +549,9 @@ def test_only_decompositions_change():
     A = jnp.asarray(TIED)
     assert safe(plain, report=True)(A)[1].replacements == ()
     assert str(jax.make_jaxpr(safe(plain))(A)) == str(jax.make_jaxpr(plain)(A))
-    texts = [jax.jit(f).lower(A).as_text() for f in (issue_8732, safe(issue_8732))]
-    for operation in ("custom_call", "dot_general", "multiply", "reduce"):
-        assert texts[0].count(operation) == texts[1].count(operation)
+    for loss in (issue_8732, mean_of_polar):
+        one, two = (optimized(f, A) for f in (loss, safe(loss)))
+        assert one == two
 
 
 def test_traced_once_for_each_shape():
@@ -624,7 +634,7 @@ def test_side_effects_stay():
 
     safe(speaks)(jnp.asarray(TIED))
     jax.effects_barrier()
-    assert said == [float(np.sum(TIED))]
+    assert said == [float(jnp.sum(jnp.asarray(TIED)))]
 
 
 def test_the_report_says_where():

@@ -140,7 +140,9 @@ class Log:
 
     def leave(self, eqn: Any, why: str) -> None:
         """Note that an equation is left as it is."""
-        name = str(eqn.params.get("name") or eqn.primitive.name)
+        body = getattr(eqn.params.get("call_jaxpr"), "jaxpr", None)
+        named = getattr(getattr(body, "debug_info", None), "func_name", None)
+        name = str(eqn.params.get("name") or named or eqn.primitive.name)
         self.rows.append(
             Replacement(name, "left", (), self.called_at, inside=self.inside, note=why)
         )
