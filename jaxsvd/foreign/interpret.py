@@ -28,7 +28,7 @@ from .jaxprs import (
     same_types,
 )
 from .patterns import Summed, Value, flat_axes, propagate
-from .report import Log
+from .report import Log, is_of_jax
 from .terms import IDENTITY, ONE, SPECTRAL, Factor, Node, Sum, Term, Window, has_derivative, rule
 
 FOREIGN_CODE = ("pure_callback", "io_callback", "debug_callback", "python_callback", "ffi_call")
@@ -124,7 +124,13 @@ class Interpreter:
         return [Value(x) for x in bind(eqn, arrays)]
 
     def inside_of_custom_jvp(self, eqn: Any, operands: list[Value]) -> Term | None:
-        """Return the term that the body of an elementwise custom_jvp function leads to."""
+        """Return the term that the body of an elementwise custom_jvp function leads to.
+
+        Of JAX's own functions only, jax.nn.relu and the like: with others the rule may be meant to
+        differ from the derivative of the body (straight-through estimators).
+        """
+        if not is_of_jax(eqn):
+            return None
         closed = eqn.params["call_jaxpr"]
         with self.log.silent():  # its equations are bound as a whole, with the rule that it has
             found = self.run(closed.jaxpr, closed.consts, operands)

@@ -109,6 +109,16 @@ def _alike(*terms: Term) -> None:
         raise LookupError
 
 
+def _same_matrices(labels: list[Any], batch: tuple[int, ...]) -> None:
+    """Raise unless each pairing of axes, (label, label, ...), keeps matrices of a stack apart.
+
+    Every batch axis of every term must meet itself in the others, once.
+    """
+    for label in range(len(batch)):
+        if [set(pair) for pair in labels if label in pair] != [{label}]:
+            raise LookupError
+
+
 def _constant(x: Value, axes: tuple[Label, ...], batch: tuple[int, ...]) -> jax.Array:
     """Return an operand as numbers of the shape of the batch, or raise if it is more than that."""
     if jnp.iscomplexobj(x.array):
@@ -175,6 +185,8 @@ def _elementwise(eqn: Any, operands: list[Value], batch: tuple[int, ...]) -> Ter
     _alike(*terms)
     if not terms or any(term.diagonal for term in terms):
         return None
+    running_labels = [mine for mine, runs in zip(labels, running, strict=True) if runs]
+    _same_matrices(list(zip(*running_labels, strict=True)), batch)
     main = next((term for term in terms if term.factors), None)
     if any(term.modulus for term in terms) and name not in ("square", "integer_pow"):
         return None
@@ -184,7 +196,7 @@ def _elementwise(eqn: Any, operands: list[Value], batch: tuple[int, ...]) -> Ter
             and jnp.issubdtype(eqn.params["new_dtype"], jnp.complexfloating)
         ):
             return terms[0].replace(axes=axes)  # a real function, whatever the dtype it is held in
-        if name not in SMOOTH | KINKED:
+        if name not in SMOOTH | KINKED or any(jnp.iscomplexobj(x.array) for x in operands):
             return None
         parts = [
             x.known() if runs else _constant(x, axes, batch)
@@ -328,6 +340,8 @@ def _dot_general(eqn: Any, operands: list[Value], batch: tuple[int, ...]) -> Ter
 
     one, two = terms
     _alike(one, two)
+    met = [(labels[0][i], labels[1][j]) for i, j in [*pairs, *zip(*batched, strict=True)]]
+    _same_matrices(met, batch)
     elementwise, constants = times(one, two)
     arrays = []  # the operands for f = 1
     for term, x in zip(terms, operands, strict=True):

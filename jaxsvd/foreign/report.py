@@ -89,6 +89,16 @@ def place(eqn: Any) -> str:
     return ""
 
 
+def _debug_info(eqn: Any) -> Any:
+    body = getattr(eqn.params.get("call_jaxpr"), "jaxpr", None)
+    return getattr(body, "debug_info", None)
+
+
+def is_of_jax(eqn: Any) -> bool:
+    """Return whether the function that an equation calls is defined in JAX."""
+    return _JAX + os.sep in str(getattr(_debug_info(eqn), "func_src_info", ""))
+
+
 class Log:
     """Collects replacements while a function is evaluated."""
 
@@ -140,8 +150,7 @@ class Log:
 
     def leave(self, eqn: Any, why: str) -> None:
         """Note that an equation is left as it is."""
-        body = getattr(eqn.params.get("call_jaxpr"), "jaxpr", None)
-        named = getattr(getattr(body, "debug_info", None), "func_name", None)
+        named = getattr(_debug_info(eqn), "func_name", None)
         name = str(eqn.params.get("name") or named or eqn.primitive.name)
         self.rows.append(
             Replacement(name, "left", (), self.called_at, inside=self.inside, note=why)
