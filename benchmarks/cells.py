@@ -4,15 +4,45 @@ A cell passes if it is within 2e-6 of the exact value (`oracle`), 1e-3 in float3
 largest of three directions, absolute where the exact value is zero.
 """
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from .libraries import LIBRARIES, MODES, Outcome
-from .losses import LOSSES, Loss, defined
-from .oracle import derivatives, mp
-from .problems import Problem
+from . import eigenlibraries, eigenoracle, eigenproblems, libraries, losses, oracle, problems
+from .libraries import MODES, Outcome
+from .losses import Loss
+from .oracle import mp
+
+
+class Half(NamedTuple):
+    """Half of the table: what is tried on what, and what is asked.
+
+    Attributes:
+        problems: the kinds of matrix.
+        losses: the losses.
+        defined: (problem, loss, order) -> whether there is a cell.
+        derivatives: problem -> the exact ones, by name of the loss.
+        libraries: name -> (problem, loss, order) -> outcomes by mode.
+    """
+
+    problems: tuple
+    losses: tuple[Loss, ...]
+    defined: Callable[[Any, Loss, int], bool]
+    derivatives: Callable[[Any], dict]
+    libraries: dict[str, Callable[[Any, Loss, int], dict[str, Outcome]]]
+
+
+SVD = Half(
+    problems.PROBLEMS, losses.LOSSES, losses.defined, oracle.derivatives, libraries.LIBRARIES
+)
+HERMITIAN = Half(
+    eigenproblems.PROBLEMS,
+    eigenproblems.LOSSES,
+    eigenproblems.defined,
+    eigenoracle.derivatives,
+    eigenlibraries.LIBRARIES,
+)
 
 BARS = {"float64": 2e-6, "complex128": 2e-6, "float32": 1e-3}
 
@@ -46,19 +76,18 @@ class Cell(NamedTuple):
         return "nan" if np.isnan(self.error) else float(f"{self.error:.1e}")
 
 
-def exact(problem: Problem, loss: Loss, order: int, mode: str) -> list:
+def exact(problem: Any, loss: Loss, order: int, mode: str, half: Half = SVD) -> list:
     """Return the exact values of the cell along each direction, 50 digits.
 
     A gradient, or a Hessian times a direction, is paired with directions of size one; the oracle's
     are of the size of the matrix.
     """
-    values = derivatives(problem)[loss.name][order - 1]
+    values = half.derivatives(problem)[loss.name][order - 1]
     return list(values) if mode == "jvp" else [x / problem.unit for x in values]
 
 
-def judge(library: str, problem: Problem, loss: Loss, order: int, mode: str, got: Outcome) -> Cell:
+def judge(library: str, problem: Any, loss: Loss, order: int, mode: str, got, wanted) -> Cell:
     """Compare an outcome with the exact values."""
-    wanted = exact(problem, loss, order, mode)
     size = max(abs(x) for x in wanted)
     info = np.finfo(problem.a.dtype)
     representable = size == 0 or float(info.tiny) <= size <= float(info.max)
@@ -73,17 +102,19 @@ def judge(library: str, problem: Problem, loss: Loss, order: int, mode: str, got
     return Cell(library, problem.name, loss.name, order, mode, error, passed, representable)
 
 
-def evaluate(library: str, problem: Problem, loss: Loss, order: int) -> dict[str, Outcome]:
+def evaluate(compute: Callable, problem: Any, loss: Loss, order: int) -> dict[str, Outcome]:
     """Return what a library makes of the derivatives of one order; an exception is an outcome."""
     try:
-        return LIBRARIES[library](problem, loss, order)
+        return compute(problem, loss, order)
     except (NotImplementedError, RuntimeError) as error:
         return dict.fromkeys(MODES[order], error)
 
 
-def cells(library: str, problem: Problem, order: int) -> Iterator[Cell]:
+def cells(library: str, problem: Any, order: int, half: Half = SVD) -> Iterator[Cell]:
     """Return the cells of one library, kind of matrix and order."""
-    for loss in LOSSES:
-        if defined(problem, loss, order):
-            for mode, got in evaluate(library, problem, loss, order).items():
-                yield judge(library, problem, loss, order, mode, got)
+    for loss in half.losses:
+        if half.defined(problem, loss, order):
+            outcomes = evaluate(half.libraries[library], problem, loss, order)
+            for mode, got in outcomes.items():
+                wanted = exact(problem, loss, order, mode, half)
+                yield judge(library, problem, loss, order, mode, got, wanted)

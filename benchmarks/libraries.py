@@ -69,7 +69,7 @@ def derivatives_of(loss: Callable, order: int) -> Callable:
     return derivatives
 
 
-def _run(derivatives: Callable, order: int, problem: Problem, *rest: Any) -> dict[str, Outcome]:
+def outcomes_of(derivatives: Callable, order: int, problem: Any, *rest: Any) -> dict[str, Outcome]:
     """Return each derivative along, or paired with, the problem's directions."""
     E = problem.directions
     steps = problem.a.real.dtype.type(problem.unit) * (E if order == 1 else E[:1])
@@ -181,7 +181,7 @@ def arguments(problem: Problem, loss: Loss) -> tuple[dict[str, Any], dict[str, A
 
 def with_jaxsvd(problem: Problem, loss: Loss, order: int) -> dict[str, Outcome]:
     """Return the derivatives of this order, by mode, along or paired with the directions."""
-    return _run(compiled(loss.through, order), order, problem, *arguments(problem, loss))
+    return outcomes_of(compiled(loss.through, order), order, problem, *arguments(problem, loss))
 
 
 # --------------------------------------------------------------------------- jax.numpy, torch
@@ -196,23 +196,31 @@ def with_jax_numpy(problem: Problem, loss: Loss, order: int) -> dict[str, Outcom
 
         return value(jnp, loss, problem, svd, problem.weights)
 
-    return _run(derivatives_of(f, order), order, problem)
+    return outcomes_of(derivatives_of(f, order), order, problem)
 
 
 def with_torch(problem: Problem, loss: Loss, order: int) -> dict[str, Outcome]:
     """Return the same over torch.linalg.svd; a mode that raises has its exception for outcome."""
     import torch
-    from torch.func import grad, jvp
 
     weights = {k: tuple(torch.from_numpy(x) for x in pair) for k, pair in problem.weights.items()}
-    A = torch.from_numpy(problem.a)
-    E = torch.from_numpy(problem.a.real.dtype.type(problem.unit) * problem.directions)
 
     def f(A):
         def svd(full_matrices):
             return torch.linalg.svd(A, full_matrices=full_matrices)
 
         return value(torch, loss, problem, svd, weights)
+
+    return torch_outcomes(f, problem, order)
+
+
+def torch_outcomes(f: Callable, problem: Any, order: int) -> dict[str, Outcome]:
+    """Return the derivatives of a torch function of the matrix, by mode."""
+    import torch
+    from torch.func import grad, jvp
+
+    A = torch.from_numpy(problem.a)
+    E = torch.from_numpy(problem.a.real.dtype.type(problem.unit) * problem.directions)
 
     def along(f, v, A):
         return jvp(f, (A,), (v,))[1]

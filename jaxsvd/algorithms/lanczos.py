@@ -143,11 +143,14 @@ def _expand(A: Operator, state: State, at: jax.Array, config: Config) -> State:
     block = lax.dynamic_slice(state.V, (zero, at), (n, b))
     AV = A.matmat(block) / state.scale.astype(block.dtype)
     # All coefficients at once; those with the blocks to come are zero, as these columns are yet.
-    coefficients = adjoint_product(state.V, AV)[: config.basis]
-    H = lax.dynamic_update_slice(state.H, coefficients, (zero, at))
+    coefficients = adjoint_product(state.V, AV)
+    H = lax.dynamic_update_slice(state.H, coefficients[: config.basis], (zero, at))
+    # Projected out here and once more below: what one projection leaves grows from block to block,
+    # and over many restarts without bound.
+    rest = AV - product(state.V, coefficients)
     # Another fill each time: what filled once is in the basis.
     fill = noise(n, b, A.dtype, state.iteration * (config.basis // b) + at // b)
-    V_next = orthonormalize(AV, against=state.V, fill=fill)
+    V_next = orthonormalize(rest, against=state.V, fill=fill)
     V = lax.dynamic_update_slice(state.V, V_next, (zero, at + b))
     return state._replace(V=V, H=H, R=adjoint_product(V_next, AV))
 

@@ -13,6 +13,11 @@ from .alignment import kabsch as kabsch
 from .alignment import orthogonalize as orthogonalize
 from .alignment import polar as polar
 from .alignment import procrustes as procrustes
+from .functions import expm as expm
+from .functions import inverse_root as inverse_root
+from .functions import log_euclidean_distance as log_euclidean_distance
+from .functions import logm as logm
+from .functions import sqrtm as sqrtm
 from .hermitian import JordanWielandt as JordanWielandt
 from .hermitian import jordan_wielandt as jordan_wielandt
 from .hermitian import rayleigh_quotient as rayleigh_quotient

@@ -19,7 +19,16 @@ from ..primitives.batching import power_of_two_scale
 from ..primitives.hermitian import numbers as eigen_numbers_of
 from ..primitives.spectral import Constants, Function, frechet
 from ..primitives.svd import numbers
-from ..rules.closed import INVERSE_ROOT, RECIPROCAL, SIGN, Orthogonal, Truncated, TruncatedHermitian
+from ..rules.closed import (
+    INVERSE_ROOT,
+    RECIPROCAL,
+    ROOT,
+    SIGN,
+    Form,
+    Orthogonal,
+    Truncated,
+    TruncatedHermitian,
+)
 from ..rules.dense import herm
 from ..rules.phase import fix_phases
 from ..rules.spectral import Scalar
@@ -72,11 +81,19 @@ def rotation(name: str, a: jax.Array) -> jax.Array:
     return _differentiable(name, Orthogonal, a, SVDResult(U * signs[None, :], S * signs, Vh))
 
 
+def _of_semidefinite(name: str, form: Form, a: jax.Array, rtol: float | None) -> jax.Array:
+    a = herm(a)
+    return _differentiable(name, TruncatedHermitian(form, rtol), a, eigen_numbers_of(a))
+
+
 def inverse_root(name: str, a: jax.Array, rtol: float | None) -> jax.Array:
     """Return A^(-1/2) of a scaled Hermitian positive semidefinite matrix, (n, n)."""
-    a = herm(a)
-    W = eigen_numbers_of(a)
-    return _differentiable(name, TruncatedHermitian(INVERSE_ROOT, rtol), a, W)
+    return _of_semidefinite(name, INVERSE_ROOT, a, rtol)
+
+
+def square_root(name: str, a: jax.Array, rtol: float | None) -> jax.Array:
+    """Return A^(1/2) of a scaled Hermitian positive semidefinite matrix, (n, n)."""
+    return _of_semidefinite(name, ROOT, a, rtol)
 
 
 def fixed_numbers(a: jax.Array, *, full_matrices: bool = False) -> SVDResult:

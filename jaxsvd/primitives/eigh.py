@@ -48,7 +48,7 @@ def _eigh(a: jax.Array, options: Options) -> EighResult:
         a = a / scale.astype(a.dtype)
         # The Hermitian part is taken of the scaled matrix, where it cannot overflow.
         a = herm(a) if options.symmetrize_input else a
-        result = pairs(a, EighResult(*numbers(a)), options.degeneracy_tol)
+        result = pairs(a, EighResult(*numbers(a, raw=True)), options.degeneracy_tol)
         w, Q = fix_phases(result) if options.fix_signs else result
         return EighResult(scale * w, Q)
 

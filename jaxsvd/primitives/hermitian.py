@@ -17,15 +17,18 @@ from .disturbance import eigen_numbers
 from .spectral import apply, frechet, total
 
 
-def numbers(a: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return eigenvalues, ascending, and eigenvectors of one Hermitian matrix as constants."""
+def numbers(a: jax.Array, *, raw: bool = False) -> tuple[jax.Array, jax.Array]:
+    """Return eigenvalues, ascending, and eigenvectors of one Hermitian matrix as constants.
+
+    ``raw`` says that the rule they are for drops terms at ties.
+    """
 
     def solve(a):
         Q, w = lax.linalg.eigh(a, symmetrize_input=False)
         return w, Q
 
     a = lax.stop_gradient(a)
-    return eigen_numbers(a, solve(a), solve)
+    return eigen_numbers(a, solve(a), solve, raw=raw)
 
 
 def _map(name: str, f: Any, a: jax.Array, near_tie: float | None) -> jax.Array:
@@ -44,6 +47,14 @@ def _arguments(name: str, a: Any, symmetrize_input: Any, near_tie: Any):
     # The Hermitian part is taken of the scaled matrix, where it cannot overflow.
     symmetrize = _checks.flag(name, "symmetrize_input", symmetrize_input)
     return a if symmetrize else from_triangle(a), near_tie
+
+
+def mapped(
+    name: str, f: Any, a: Any, symmetrize_input: bool = True, near_tie: float | None = None
+) -> jax.Array:
+    """Return `hermitian_map` of these arguments, for a function of the given name."""
+    a, near_tie = _arguments(name, a, symmetrize_input, near_tie)
+    return _map(name, f, a, near_tie)
 
 
 def hermitian_map(
@@ -99,9 +110,7 @@ def hermitian_map(
         (2014), "Higher order Frechet derivatives of matrix functions and the level-2 condition
         number".
     """
-    name = "hermitian_map"
-    a, near_tie = _arguments(name, a, symmetrize_input, near_tie)
-    return _map(name, f, a, near_tie)
+    return mapped("hermitian_map", f, a, symmetrize_input, near_tie)
 
 
 def hermitian_sum(

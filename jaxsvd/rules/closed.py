@@ -16,6 +16,7 @@ itself. Relative errors of the second derivative, double precision, singular val
     f = sign x     f[x, y] = (sign x - sign y)/(x - y), 0 for equal signs
     f = x^(-1/2)   f[x, y] = -1/(a b (a + b)),         a = x^(1/2), b = y^(1/2), c = z^(1/2)
                    f[x, y, z] = (a + b + c) / (a b c (a + b)(b + c)(c + a))
+    f = x^(1/2)    f[x, y] = 1/(a + b)             f[x, y, z] = -1/((a + b)(b + c)(c + a))
 
 A `Truncated` function is f above a cut and 0 up to it. It is as smooth as f wherever no singular
 value stands at the cut, and on matrices of constant rank it is f of the nonzero values alone. With
@@ -78,19 +79,29 @@ def _sign_second(x, y, z):
     return jnp.where(left == 0, 0, left / jnp.where(left == 0, 1, gap))
 
 
-def _root_first(x, y):
+def _inverse_root_first(x, y):
     a, b = jnp.sqrt(x), jnp.sqrt(y)
     return -1 / (a * b * (a + b))
 
 
-def _root_second(x, y, z):
+def _inverse_root_second(x, y, z):
     a, b, c = jnp.sqrt(x), jnp.sqrt(y), jnp.sqrt(z)
     return (a + b + c) / (a * b * c * (a + b) * (b + c) * (c + a))
 
 
+def _root_first(x, y):
+    return 1 / (jnp.sqrt(x) + jnp.sqrt(y))
+
+
+def _root_second(x, y, z):
+    a, b, c = jnp.sqrt(x), jnp.sqrt(y), jnp.sqrt(z)
+    return -1 / ((a + b) * (b + c) * (c + a))
+
+
 RECIPROCAL = Form(lambda x: 1 / x, lambda x, y: -1 / x / y, lambda x, y, z: 1 / x / y / z)
 SIGN = Form(jnp.sign, _sign_first, _sign_second)
-INVERSE_ROOT = Form(lambda x: 1 / jnp.sqrt(x), _root_first, _root_second)
+INVERSE_ROOT = Form(lambda x: 1 / jnp.sqrt(x), _inverse_root_first, _inverse_root_second)
+ROOT = Form(jnp.sqrt, _root_first, _root_second)
 
 
 class Differences:
