@@ -21,6 +21,10 @@ METHODS = ("auto", "full", "randomized")
 # A randomized SVD pays up to a quarter of the full rank, and from 256 x 256.
 SHARE, SMALL = 4, 256
 
+# Of a Gaussian matrix, the worst there is, 1024 x 1024 at rank 64, the error is above the best by
+# 1.4 % with 2 power iterations and 10 columns more, by 0.9 % with 3, by 0.7 % with 16 columns too.
+POWER_ITERATIONS, OVERSAMPLING = 3, 4
+
 
 @pytree
 class Factor:
@@ -113,7 +117,9 @@ def _root(name: str, argument: str, metric: Any, given: Any, w: jax.Array, axis:
             )
         if array.shape[-2] > size:  # its R factor gives the same metric with fewer rows
             array = jnp.linalg.qr(array, mode="r")
-        return Root(matrix=array)
+        missing = max(size - array.shape[-2], 0)  # so that a product has all its singular values
+        rows = [(0, 0)] * (array.ndim - 2) + [(0, missing), (0, 0)]
+        return Root(matrix=jnp.pad(array, rows))
     if fits(size, size):
         return Root(matrix=_root_of_gram(name, argument, array, _tol(given.dtype)))
     if fits(size):
@@ -161,7 +167,13 @@ def _leading(M: jax.Array, rank: int, method: str) -> SVDResult:
     if method == "auto":
         method = "full" if short < SMALL or SHARE * rank > short else "randomized"
     if method == "randomized":
-        result: Any = randomized_svd(jax.random.key(0), M, rank)
+        result: Any = randomized_svd(
+            jax.random.key(0),
+            M,
+            rank,
+            oversampling=max(10, rank // OVERSAMPLING),
+            power_iterations=POWER_ITERATIONS,
+        )
         return result
     U, S, Vh = svd(M, full_matrices=False)
     return SVDResult(U[..., :rank], S[..., :rank], Vh[..., :rank, :])
