@@ -609,13 +609,20 @@ def by_index(A):
     return jnp.sum(W33 * ((U * (s * jnp.arange(3.0))) @ Vh)) + jnp.sum(s * jnp.arange(3.0) ** 2)
 
 
+def two_spectra(A):
+    s = jnp.linalg.svdvals(A)
+    return jnp.sum(jnp.sin(s[:, None] * s)) + jnp.sum((s[:, None] + s) * (s[:, None] * s))
+
+
 def complex_roots(A):
     w, Q = jnp.linalg.eigh(A - 1.5 * jnp.eye(3))
     root = (Q * jnp.sqrt(w.astype(complex))) @ Q.T
     return jnp.sum(W33 * (root.real + 2 * root.imag))
 
 
-@pytest.mark.parametrize("loss", [straight_through, across_a_batch, by_index, complex_roots])
+@pytest.mark.parametrize(
+    "loss", [straight_through, across_a_batch, by_index, two_spectra, complex_roots]
+)
 def test_what_only_looks_like_a_pattern(loss):
     """At distinct values, where JAX is right, the gradient must be JAX's."""
     A = jnp.asarray(hermitian([1.2, 2, 3.7]) + 0.05 * np.triu(gaussian((3, 3))))

@@ -18,6 +18,7 @@ from jax.extend.core import ClosedJaxpr, Literal
 
 from .._types import EighResult, SVDResult
 from ..primitives.foreign import Source, attach, raw, with_own_rule
+from .axes import Summed, Value, flat_axes
 from .jaxprs import (
     DECOMPOSITIONS,
     abstract,
@@ -27,8 +28,8 @@ from .jaxprs import (
     inner_jaxprs,
     same_types,
 )
-from .patterns import Summed, Value, flat_axes, propagate
 from .report import Log, is_of_jax
+from .sums import propagate
 from .terms import IDENTITY, ONE, SPECTRAL, Factor, Node, Sum, Term, Window, has_derivative, rule
 
 FOREIGN_CODE = ("pure_callback", "io_callback", "debug_callback", "python_callback", "ffi_call")

@@ -9,9 +9,9 @@ import numpy as np
 from jax.core import Tracer, eval_jaxpr
 
 from .. import _checks
+from .axes import Value
 from .interpret import Interpreter
 from .jaxprs import holds_decomposition
-from .patterns import Value
 from .report import Replacement, SafeReport
 
 # What a function raises that cannot be traced: it needs the numbers themselves.
@@ -144,7 +144,7 @@ def safe(fn: Callable, *, report: bool = False) -> Callable:
         >>> import jax, jax.numpy as jnp, jaxsvd
         >>> def norm(A):
         ...     U, S, Vh = jnp.linalg.svd(A, full_matrices=False)
-        ...     return jnp.linalg.norm((U * S) @ Vh)
+        ...     return jnp.linalg.norm((U * S[None, :]) @ Vh)
         >>> A = 2 * jnp.eye(2)
         >>> bool(jnp.isnan(jax.grad(norm)(A)).any())
         True
