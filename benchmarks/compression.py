@@ -26,7 +26,7 @@ import itertools
 import json
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,8 @@ SHARES = (0.7, 0.5, 0.3)
 SEEDS = 5
 STATED = 1.6  # nats for a character that every model is to reach before it is compressed
 WHERE = "block"  # all kernels of the blocks; embedding and head are 2.5 % of the parameters
-METHODS = ("uniform", "global", "activation-aware", "learned")
+METHODS = ("uniform", "global", "activation-aware", "learned")  # the expected order
+ROWS = ("uniform", "global", "activation-aware", "gates, not trained", "learned")
 
 DYNAMIC = 0.5  # the share at which exact and naive gradients are compared
 STEPS, RATE, PRICE = 12, 0.05, 10.0  # of learning gates
@@ -166,16 +167,16 @@ class Trial:
             gates = new
         return gates, len(pieces)
 
-    def share(self, share: float) -> dict[str, float]:
-        """Return the loss by method."""
-        metrics = self.metrics
-        return {
-            "uniform": self.after(share, allocation="uniform"),
-            "global": self.after(share),
-            "activation-aware": self.after(share, metrics=metrics),
-            "gates, not trained": self.after(share, metrics=metrics, gates=self.gates(share)),
-            "learned": self.after(share, metrics=metrics, gates=self.learn("weights", share)[0]),
-        }
+    def by_method(self, share: float, method: str) -> float:
+        """Return the loss of a row of the table."""
+        if method in ("uniform", "global"):
+            return self.after(share, allocation=method)
+        if method == "activation-aware":
+            return self.after(share, metrics=self.metrics)
+        gates = self.gates(share)
+        if method == "learned":
+            gates, _ = self.learn("weights", share)
+        return self.after(share, metrics=self.metrics, gates=gates)
 
     def dynamic(self, kind: str) -> dict[str, float]:
         """Return the loss with ranks learned from truncated activations."""
@@ -194,41 +195,51 @@ def trained(folder: Path, sizes: Sizes, seed: int) -> Any:
     return compress.load(path, transformer.init(sizes, seed))
 
 
-def of_seed(folder: Path, sizes: Sizes, seed: int, steps: int) -> dict[str, Any]:
-    """Return the losses of one seed; each part is written to the folder as it comes."""
+@functools.cache
+def trial_of(folder: Path, sizes: Sizes, seed: int, steps: int) -> Trial:
+    return Trial(trained(folder, sizes, seed), sizes, seed, steps)
+
+
+def parts() -> list[str]:
+    """Return what is found for each seed, the quick ones first."""
+    rows = [f"{share} {name}" for name in ROWS[:-1] for share in SHARES]
+    return ["dense", *rows, *(f"{share} {ROWS[-1]}" for share in SHARES), *DERIVATIVES]
+
+
+def losses(folder: Path, sizes: Sizes, seed: int, steps: int, part: str) -> dict[str, Any]:
+    """Return what is found for a seed, one part more than before; all of it is in the folder."""
     path = folder / f"losses-{seed}.json"
     found = json.loads(path.read_text()) if path.exists() else {}
-    parts = ["dense", *map(str, SHARES), *DERIVATIVES]
-    if set(parts) <= set(found):
-        return found
-    trial = Trial(trained(folder, sizes, seed), sizes, seed, steps)
-    found["parameters"] = trial.total
-    for part in parts:
-        if part in found:
-            continue
+    if part not in found:
+        trial = trial_of(folder, sizes, seed, steps)
+        found["parameters"] = trial.total
         if part == "dense":
             found[part] = trial.evaluate(trial.params)
+        elif part in DERIVATIVES:
+            found[part] = trial.dynamic(part)
         else:
-            found[part] = trial.dynamic(part) if part in DERIVATIVES else trial.share(float(part))
+            share, name = part.split(" ", 1)
+            found[part] = trial.by_method(float(share), name)
         path.write_text(json.dumps(found))
         print(seed, part, found[part], file=sys.stderr, flush=True)
     return found
 
 
-def collect(quick: bool, folder: Path | None = None) -> dict[str, Any]:
+def collect(
+    quick: bool, folder: Path | None = None, seeds: Iterable[int] = range(SEEDS)
+) -> dict[str, Any]:
     """Return the losses of all seeds, and what they were computed with."""
     sizes = Sizes(width=32, depth=2, steps=30) if quick else Sizes()
-    steps, seeds = (2, 1) if quick else (STEPS, SEEDS)
+    steps, seeds = (2, [0]) if quick else (STEPS, list(seeds))
+    found: dict[int, Any] = {}
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary) if folder is None else folder
         place.mkdir(parents=True, exist_ok=True)
-        found = [of_seed(place, sizes, seed, steps) for seed in range(seeds)]
-    return {
-        "sizes": sizes._asdict(),
-        "gate steps": steps,
-        "versions": versions(),
-        "seeds": found,
-    }
+        for part in parts():
+            for seed in seeds:
+                found[seed] = losses(place, sizes, seed, steps, part)
+    facts = {"sizes": sizes._asdict(), "gate steps": steps, "versions": versions()}
+    return {**facts, "seeds": list(found.values())}
 
 
 def _mean(values: list[float]) -> str:
@@ -244,8 +255,8 @@ def table(found: dict[str, Any]) -> str:
         "| parameters kept | " + " | ".join(f"{float(share):.0%}" for share in shares) + " |",
         "|---" * (len(shares) + 1) + "|",
     ]
-    for name in (*METHODS[:3], "gates, not trained", METHODS[3]):
-        cells = [_mean([seed[share][name] for seed in seeds]) for share in shares]
+    for name in ROWS:
+        cells = [_mean([seed[f"{share} {name}"] for seed in seeds]) for share in shares]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     dense = [seed["dense"] for seed in seeds]
     head = (
@@ -256,18 +267,21 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join([head, "", *lines, "", *sentences(found)])
 
 
+def gains(seeds: list[dict[str, Any]], share: float, worse: str, better: str) -> np.ndarray:
+    """Return by how much the second loses less, for each seed."""
+    return np.array([seed[f"{share} {worse}"] - seed[f"{share} {better}"] for seed in seeds])
+
+
 def sentences(found: dict[str, Any]) -> list[str]:
     """Return what holds of the expected order, and what the derivatives make of the ranks."""
     seeds, wrong = found["seeds"], []
-    for share in map(str, SHARES):
-        for worse, better in itertools.pairwise(METHODS):
-            gains = [seed[share][worse] - seed[share][better] for seed in seeds]
-            if not np.mean(gains) > 0:
-                many = sum(gain > 0 for gain in gains)
-                wrong.append(
-                    f"at {float(share):.0%} {better} loses {-np.mean(gains):.3f} more than {worse} "
-                    f"(better in {many} of {len(gains)} seeds)"
-                )
+    for share, (worse, better) in itertools.product(SHARES, itertools.pairwise(METHODS)):
+        gain = gains(seeds, share, worse, better)
+        if not gain.mean() > 0:
+            wrong.append(
+                f"at {share:.0%} {better} loses {-gain.mean():.3f} more than {worse} "
+                f"(better in {sum(gain > 0)} of {len(gain)} seeds)"
+            )
     order = " > ".join(METHODS)
     lines = [f"Expected order of the losses: {order}."]
     lines.append(f"It does not hold everywhere: {'; '.join(wrong)}." if wrong else "It holds.")
@@ -288,20 +302,19 @@ def report(found: dict[str, Any]) -> Report:
     seeds, rows, claims = found["seeds"], [], []
     for share in map(str, SHARES):
         case = f"{float(share):.0%} kept"
-        names = (*METHODS[:3], "gates, not trained", METHODS[3])
         rows += [
-            Row(case, name, None, note=_mean([seed[share][name] for seed in seeds]))
-            for name in names
+            Row(case, name, None, note=_mean([seed[f"{share} {name}"] for seed in seeds]))
+            for name in ROWS
         ]
         for worse, better in itertools.pairwise(METHODS):
-            gain = float(np.mean([seed[share][worse] - seed[share][better] for seed in seeds]))
+            gain = float(gains(seeds, float(share), worse, better).mean())
             claims.append(Claim(case, f"loss of {worse} minus {better}", gain, 0.0))
     for name in DERIVATIVES:
         note = _mean([seed[name]["loss"] for seed in seeds])
         rows.append(Row(f"truncated activations, {DYNAMIC:.0%} kept", name, None, note=note))
-    gains = [s["naive"]["loss"] - s["exact"]["loss"] for s in seeds]
+    differences = [seed["naive"]["loss"] - seed["exact"]["loss"] for seed in seeds]
     case = f"truncated activations, {DYNAMIC:.0%} kept"
-    claims.append(Claim(case, "loss of naive minus exact", float(np.mean(gains)), 0.0))
+    claims.append(Claim(case, "loss of naive minus exact", float(np.mean(differences)), 0.0))
     worst = max(seed["dense"] for seed in seeds)
     if found["sizes"] == Sizes()._asdict():
         claims.append(Claim("trained", "loss before, the worst seed", worst, STATED, False))
@@ -320,14 +333,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compression")
     parser.add_argument("--quick", action="store_true", help="a small model, one seed")
     parser.add_argument("--folder", type=Path, help="where models and losses are kept and found")
+    parser.add_argument("--seed", type=int, action="append", help="only these, to share the work")
     parser.add_argument("--update", type=Path, metavar="FILE", help="put the table into FILE")
     parser.add_argument("--from-results", action="store_true", help=f"compute nothing: {RESULTS}")
     arguments = parser.parse_args()
     if arguments.from_results:
         found = json.loads(RESULTS.read_text())
     else:
-        found = collect(arguments.quick, arguments.folder)
-        if not arguments.quick:
+        found = collect(arguments.quick, arguments.folder, arguments.seed or range(SEEDS))
+        if not arguments.quick and arguments.seed is None:
             RESULTS.write_text(json.dumps(found, indent=1) + "\n")
     print(table(found), end="\n\n")
     if arguments.update:

@@ -55,8 +55,9 @@ class Found(NamedTuple):
 
 def collect(path: Path, where: str | None, axes: str | None) -> Found:
     """Return the spectra of the matrices of a file, or refuse."""
-    leaves = storage.from_arrays(path, read(path))
-    with jax.enable_x64(True if needs_x64(leaves) else bool(jax.config.jax_enable_x64)):  # pyright: ignore[reportAttributeAccessIssue]
+    found = read(path)
+    with jax.enable_x64(True if needs_x64(found.arrays) else bool(jax.config.jax_enable_x64)):  # pyright: ignore[reportAttributeAccessIssue]
+        leaves = storage.from_arrays(path, found)
         arrays = {name: dense(leaf) for name, leaf in leaves.items()}
         given = axes_of(axes)
         places = _leaves.select(arrays, where_of(where, arrays, given), given, name="report")

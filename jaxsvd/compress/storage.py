@@ -136,7 +136,8 @@ def load(path: str | os.PathLike, like: Any = None) -> Any:
 
     Returns:
         Dict from names to arrays and to LowRank or Folded, or the tree of ``like`` with these as
-        leaves. bfloat16 and float8 keep their dtypes. `densify` gives arrays.
+        leaves. bfloat16 and float8 keep their dtypes; double precision becomes single with x64
+        off. `densify` gives arrays.
 
     Raises:
         FileNotFoundError: there is no such file.
