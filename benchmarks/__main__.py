@@ -31,6 +31,7 @@ SUITES = (
     "completion",
     "recommender",
     "lora",
+    "compression",
     "compress",
     "safe",
 )
