@@ -238,6 +238,18 @@ def two_of_three(A):
     return np.sum(W33 * ((Q[:, 1:] * w[1:] ** 2) @ Q[:, 1:].T))
 
 
+def sorted_by_hand(A):  # and argsort, largest magnitude first
+    w, Q = jnp.linalg.eigh(A)
+    order = jnp.argsort(jnp.abs(w))[::-1]
+    w, Q = w[order], Q[:, order]
+    return jnp.sum(W33 * ((Q * w**3) @ Q.T))
+
+
+def hermitian_svd(A):
+    U, s, Vh = jnp.linalg.svd(A, hermitian=True)
+    return jnp.sum(W33 * ((U * s**3) @ Vh))
+
+
 def iterated(A):  # inside a scan and a checkpoint
     def step(A, _):
         U, s, Vh = svd(A)
@@ -306,6 +318,8 @@ SNIPPETS = {
         ridge, lambda A: np.sum(W43 * (A @ np.linalg.inv(A.T @ A + np.eye(3)))), TALL, (MAP,)
     ),
     "descending": Case(descending, two_of_three, SPD, ("core_eigh",)),
+    "argsort": Case(sorted_by_hand, closed(lambda A: A @ A @ A), SPD, (EIGH,)),
+    "hermitian": Case(hermitian_svd, closed(lambda A: A @ A @ A), hermitian([2, -2, 1.0]), (EIGH,)),
     "scan": Case(iterated, iterate, TIED, (MAP, "spectral_sum")),
 }
 
@@ -396,7 +410,7 @@ LIBRARIES = {
     ),
     "optax.contrib.scale_by_galore": Case(galore, truncated, TALL, ("masked",)),
     "lineax.linear_solve": Case(
-        linear_solve, lambda A: b[:3] @ np.linalg.solve(A, b[:3]), TIED, ("constant",)
+        linear_solve, lambda A: b[:3] @ np.linalg.solve(A, b[:3]), TIED, ("left", "left", "constant")
     ),
 }
 
@@ -597,6 +611,14 @@ def straight_through(A):
     return jnp.sum(W33 * ((U * rounded(s)) @ Vh))
 
 
+def two_orders(A):
+    w, Q = jnp.linalg.eigh(A)
+    one, two = jnp.argsort(-w), jnp.argsort(jnp.sin(5 * w))
+    return jnp.sum(W33 * ((Q[:, one] * w[two]) @ Q[:, one].T)) + jnp.sum(
+        W33 * ((Q[:, two] * w[two])[:, :2] @ Q[:, two][:, :2].T)
+    )
+
+
 def across_a_batch(A):
     U, s, Vh = svd(jnp.stack([A, A + A.T]))
     return jnp.sum(W33 * jnp.einsum("ik,kj->ij", U[0] * s[0], Vh[0])) + jnp.sum(
@@ -621,7 +643,7 @@ def complex_roots(A):
 
 
 @pytest.mark.parametrize(
-    "loss", [straight_through, across_a_batch, by_index, two_spectra, complex_roots]
+    "loss", [straight_through, across_a_batch, two_orders, by_index, two_spectra, complex_roots]
 )
 def test_what_only_looks_like_a_pattern(loss):
     """At distinct values, where JAX is right, the gradient must be JAX's."""

@@ -28,6 +28,7 @@ class Value:
         term: what it is as a function of triplets, if it is one.
         flat: axes along which it is constant.
         constant: returns it as a NumPy array where it depends on no input, else None.
+        order: the permutation it holds the positions of, see `orders`.
     """
 
     def __init__(
@@ -36,8 +37,10 @@ class Value:
         term: Term | None = None,
         flat: frozenset[int] = frozenset(),
         constant: Callable[[], np.ndarray | None] = lambda: None,
+        order: Any = None,
     ):
         self.array, self.term, self.flat, self.constant = array, term, flat, constant
+        self.order = order
 
     @property
     def shape(self) -> tuple[int, ...]:

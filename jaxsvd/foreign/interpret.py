@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend.core import ClosedJaxpr, Literal
+from jax.extend.core import ClosedJaxpr, Literal, Primitive, primitives
 
 from .._types import EighResult, SVDResult
 from ..primitives.foreign import Source, attach, raw, with_own_rule
@@ -28,11 +28,19 @@ from .jaxprs import (
     inner_jaxprs,
     same_types,
 )
+from .orders import of_index, sort
 from .report import Log, is_of_jax
 from .sums import propagate
 from .terms import IDENTITY, ONE, SPECTRAL, Factor, Node, Sum, Term, Window, has_derivative, rule
 
 FOREIGN_CODE = ("pure_callback", "io_callback", "debug_callback", "python_callback", "ffi_call")
+KNOWN = frozenset(
+    primitive.name
+    for module in (lax, lax.linalg, primitives)
+    for primitive in vars(module).values()
+    if isinstance(primitive, Primitive)
+)
+SEEN_THROUGH = ("jit", "debug_print")  # of JAX, under names of their own
 
 
 def _raw_outputs(source: Source) -> list[jax.Array]:
@@ -83,30 +91,32 @@ class Interpreter:
             self.use(eqn, operands)
             return self.decompose(eqn, operands[0].array)
         holds = any(map(holds_decomposition, inner_jaxprs(eqn)))
-        if name == "jit" and (holds or terms):
+        ordered = any(x.order is not None for x in operands)
+        if name == "jit" and (holds or terms or ordered):
             return self.call(eqn, operands)
         if holds:
             self.use(eqn, operands)
             return [Value(x) for x in self.higher_order(eqn, arrays)]
         if name in FOREIGN_CODE:
             self.log.leave(eqn, "code outside JAX")
+        elif name not in KNOWN and name not in SEEN_THROUGH:
+            self.log.leave(eqn, "a primitive that is not JAX's")
         if not terms:
             found = bind(eqn, arrays)
             if len(found) != 1:
                 return [Value(x) for x in found]
-            return [
-                Value(
-                    found[0],
-                    None,
-                    flat_axes(eqn, operands),
-                    folded(eqn, [x.constant for x in operands]),
-                )
-            ]
+            constant = folded(eqn, [x.constant for x in operands])
+            order = of_index(eqn, operands)
+            return [Value(found[0], None, flat_axes(eqn, operands), constant, order)]
         return self.with_terms(eqn, operands)
 
     def with_terms(self, eqn: Any, operands: list[Value]) -> list[Value]:
         """Return the outputs of an equation some operands of which are terms."""
         arrays = [x.array for x in operands]
+        if eqn.primitive.name == "sort":
+            found = sort(eqn, operands, bind(eqn, arrays))
+            if found is not None:
+                return found
         if eqn.primitive.name == "custom_jvp_call":  # jax.nn.relu and the like: look inside
             found = self.inside_of_custom_jvp(eqn, operands)
         else:
@@ -195,16 +205,16 @@ class Interpreter:
             return [Value(x) for x in bind(eqn, [x.array for x in operands], jaxpr=new)]
         outer = self.sources
         needed = {x.term.index for x in operands if x.term is not None}
-        flats: list[frozenset[int]] = []
+        known: list[tuple[Any, ...]] = []
 
         def inner(arrays, terms, sources):
             self.sources = dict(sources)
             values = [
-                Value(array, term, x.flat, x.constant)
+                Value(array, term, x.flat, x.constant, x.order)
                 for array, term, x in zip(arrays, terms, operands, strict=True)
             ]
             found = self.nested(f"jit {name}", closed.jaxpr, closed.consts, values)
-            flats.extend(x.flat for x in found)
+            known.extend((x.flat, x.order) for x in found)
             leaving = {x.term.index for x in found if x.term is not None}
             new = {i: self.sources[i] for i in leaving if i not in sources}
             return [x.array for x in found], [x.term for x in found], new
@@ -222,7 +232,10 @@ class Interpreter:
         finally:
             self.sources = outer
         self.sources.update(new)
-        return [Value(*found) for found in zip(arrays, terms, flats, strict=True)]
+        return [
+            Value(array, term, flat, order=order)
+            for array, term, (flat, order) in zip(arrays, terms, known, strict=True)
+        ]
 
     def evaluated(self, name: str, jaxpr: Any, consts: Any):
         """Return a function of arrays that evaluates a jaxpr."""

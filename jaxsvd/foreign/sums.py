@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .axes import KINKED, SMOOTH, Summed, Value, merge, require_alike, require_meeting
+from .orders import gather
 from .patterns import elementwise, structural
 from .terms import SPECTRAL, Node, Term, times
 
@@ -117,6 +118,11 @@ def propagate(
         operands: its operands.
         batches: leading axes of each decomposed matrix.
     """
+    if eqn.primitive.name == "gather" and operands[0].term is not None:
+        try:
+            return gather(eqn, operands)
+        except LookupError:
+            return None
     found = RULES.get(eqn.primitive.name)
     if found is None:
         return None

@@ -29,11 +29,19 @@ Label = int | None
 
 
 class Window(NamedTuple):
-    """The part start <= i < stop of the spectrum, in reversed order or not."""
+    """The part start <= i < stop of the spectrum, in reversed order or not.
+
+    Attributes:
+        start: first index.
+        stop: last index + 1.
+        reversed: whether it runs backwards.
+        order: the permutation it is in, see `orders`; None for its own order.
+    """
 
     start: int
     stop: int
     reversed: bool = False
+    order: Any = None
 
     @property
     def size(self) -> int:
@@ -42,9 +50,11 @@ class Window(NamedTuple):
 
     def cut(self, start: int, stop: int) -> "Window":
         """Return the part of it at the positions start <= i < stop."""
+        if self.order is not None and (start, stop) != (0, self.size):
+            raise LookupError  # which values these are is not known before they are
         if self.reversed:
-            return Window(self.stop - stop, self.stop - start, True)
-        return Window(self.start + start, self.start + stop)
+            return self._replace(start=self.stop - stop, stop=self.stop - start)
+        return self._replace(start=self.start + start, stop=self.start + stop)
 
     def flipped(self) -> "Window":
         """Return it in the other order."""
