@@ -269,7 +269,8 @@ def to_budget(
     then minimises the sum of |F (W - W') E^H|_F^2 over all weights (`allocate`); "uniform" keeps
     the same share of each. A weight stays dense, as the array it was, where factors would be
     larger. A compressed leaf becomes LowRank(U, s, Vh), of r (m + n + 1) numbers, stacked weights
-    with their leading axes; a leaf of more than two axes that is no stack becomes a `Folded`.
+    with their leading axes; a leaf of more than two axes that is no stack becomes a `Folded`. The
+    factors have the dtype of the leaf, those of float8 are bfloat16.
     `densify` gives arrays again.
 
     Cost: one full SVD of every selected weight; memory of the model once more, on the host.

@@ -206,7 +206,11 @@ def nested(
 
 
 def as_low_rank(factors: SVDResult, dtype: Any) -> LowRank:
-    """Return factors in a dtype; of stacked matrices a LowRank with the same leading axes."""
+    """Return factors in a dtype; of stacked matrices a LowRank with the same leading axes.
+
+    Those of float8 are kept in bfloat16: singular values have no place in 448, the largest float8.
+    """
+    dtype = jnp.bfloat16 if jnp.dtype(dtype).itemsize == 1 else dtype
     U, s, Vh = (_checks.restore(x, dtype) for x in factors)
     return vmapped(LowRank, U.ndim - 2)(U, s, Vh)
 
@@ -228,7 +232,8 @@ def factorize(
 
     - None: the identity;
     - an array (m,): the diagonal of C, such as mean squared inputs or Fisher information;
-    - an array (m, m): C itself, Hermitian, semidefinite, singular or not;
+    - an array (m, m): C itself, Hermitian, semidefinite, singular or not (never m vectors for a
+      stack of m weights);
     - ``Factor(F)``, F (p, m): C = F^H F, such as the inputs themselves, or any S with C = S S^H.
 
     By choice of metrics this is the truncated SVD; ASVD (squares of its scales, a vector), FWSVD
@@ -246,8 +251,8 @@ def factorize(
         method: "full" SVD, "randomized" (a fixed key; error within 1 % of the best), or "auto".
 
     Returns:
-        LowRank(U, s, Vh) in the dtype of w, the columns of U and rows of Vh of norm one; of a stack
-        with the same leading axes.
+        LowRank(U, s, Vh) in the dtype of w (bfloat16 for float8), the columns of U and rows of Vh
+        of norm one; of a stack with the same leading axes.
 
     Raises:
         TypeError: ``w`` is no array, rank no static int.

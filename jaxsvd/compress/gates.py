@@ -224,7 +224,8 @@ def apply_gates(
     roots = _roots(name, metrics, places, params, matrices)
     new = {}
     for path, W in matrices.items():
-        W = _gated(W, *roots[path], gates[path], sharpness, spectral)
+        inner, outer = roots[path]
+        W = _gated(W, inner, outer, gates[path], sharpness, spectral)
         new[path] = _leaves.restore(W, leaves[places[path].index], places[path])
     return _leaves.replace(params, places, new)
 
