@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .. import _tolerances
-from .._types import SVDResult
+from .._types import EighResult, SVDResult
 from ..algorithms.products import adjoint, adjoint_product, product
 from ..operators.base import Operator
 from ..rules.dense import herm
@@ -197,4 +197,37 @@ def refined(A: Operator, ritz: SVDResult, k: int, numbers: Numbers, solve: Calla
         jnp.concatenate([U, ritz.U[:, k:]], axis=1),
         jnp.concatenate([S, ritz.S[k:]]),
         jnp.concatenate([Vh, ritz.Vh[k:]]),
+    )
+
+
+def refined_pairs(
+    A: Operator, pairs: EighResult, k: int, outer: Callable, order: Callable, *, raw: bool
+) -> EighResult:
+    """Return approximate eigenpairs, the first k after a Newton step and a random E.
+
+    Args:
+        A: the Hermitian matrix as an operator, a constant.
+        pairs: k + p approximate pairs.
+        k: pairs kept.
+        outer: solves the rule's system X C - A_perp X = b (`rules.eigenpairs`).
+        order: brings eigenvalues and vectors, ascending, into the order of ``pairs``.
+        raw: as for `singular_numbers`.
+    """
+    disturbance: Disturbance = disturbing.value
+    w, Q = pairs.eigenvalues[:k], pairs.eigenvectors[:, :k]
+    keys = disturbance.keys(Q, 3)
+    size = _tolerances.rounding(w.dtype) * jnp.max(jnp.abs(w))
+    noise = disturbance.noise(keys[0], size, Q.shape, Q.dtype)
+    Q = Q + outer(project_out(Q, A.matmat(Q) + noise))
+    L = lax.linalg.cholesky(adjoint_product(Q, Q))
+    Q = lax.linalg.triangular_solve(L, Q, transpose_a=True, conjugate_a=True, lower=True)
+    B = adjoint_product(Q, A.matmat(Q))
+    B = B + disturbance.noise(keys[1], size, B.shape, Q.dtype)
+    if raw:
+        B = B + _splitting(disturbance, w, jnp.zeros(w.shape, bool), keys[2], Q.dtype)
+    Y, w = lax.linalg.eigh(herm(B), symmetrize_input=False)
+    w, Y = order(w, Y)
+    return EighResult(
+        jnp.concatenate([w, pairs.eigenvalues[k:]]),
+        jnp.concatenate([product(Q, Y), pairs.eigenvectors[:, k:]], axis=1),
     )

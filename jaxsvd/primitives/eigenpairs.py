@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 
 from .. import _checks
 from .._types import CoreEigh, EighResult, Info
+from ..algorithms.lanczos import wanted_first
 from ..algorithms.products import plain_product
 from ..operators.base import Operator
 from ..operators.dense import Dense
@@ -24,6 +25,7 @@ from ..rules.eigenpairs import (
 from ..rules.eigh import fix_phases
 from ..rules.hermitian import from_triangle
 from .batching import over_leading_axes, power_of_two_scale
+from .disturbance import disturbing, refined_pairs
 from .extreme import Config, Ritz, arguments, forward
 from .placement import on_any_mesh
 from .truncated import reachable_tol
@@ -42,6 +44,16 @@ def rule_numbers(A: Operator, ritz: Ritz, config: Config) -> Numbers:
         max_iterations=500,
         strict=config.strict,
     )
+
+
+def settled(A: Operator, ritz: Ritz, config: Config) -> EighResult:
+    """Return the pairs as they are, or as a disturbance moves them."""
+    if disturbing.value is None or config.method == "full":
+        return ritz.pairs  # "full" has met its disturbance in `forward`
+    A, ritz = lax.stop_gradient((A, ritz))
+    outer = rule_numbers(A, ritz._replace(error=ritz.error / 100), config).outer
+    order = functools.partial(wanted_first, config.which)
+    return refined_pairs(A, ritz.pairs, config.k, outer, order, raw=not config.core)
 
 
 def tangent_product(A: Operator, dA: Operator, Q: jax.Array) -> jax.Array:
@@ -86,6 +98,7 @@ def _core_pairs_jvp(config, primals, tangents):
 
 def _of_operator(A: Operator, config: Config, start, seed: int) -> tuple[Any, Info]:
     found, info = forward(A, config, start, seed)
+    found = settled(A, Ritz(found, info.gradient_error), config)
     if config.core:
         # The phases are constants here: no loss within the contract depends on them.
         ritz = Ritz(lax.stop_gradient(fix_phases(found)), info.gradient_error)
