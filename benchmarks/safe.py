@@ -20,7 +20,7 @@ from jaxsvd import safe
 
 from .measure import Claim, Report, Row, main, medians
 
-ROUNDS = 3
+ROUNDS = 5
 
 
 def reconstruct(A):

@@ -410,7 +410,10 @@ LIBRARIES = {
     ),
     "optax.contrib.scale_by_galore": Case(galore, truncated, TALL, ("masked",)),
     "lineax.linear_solve": Case(
-        linear_solve, lambda A: b[:3] @ np.linalg.solve(A, b[:3]), TIED, ("left", "left", "constant")
+        linear_solve,
+        lambda A: b[:3] @ np.linalg.solve(A, b[:3]),
+        TIED,
+        ("left", "left", "constant"),
     ),
 }
 
@@ -444,6 +447,22 @@ def test_batches_and_vmap_give_one_answer():
         assert_within(found[1](ct), g, 100)
     (last,) = three[1](ct.transpose(1, 2, 0))
     assert_within(last.transpose(2, 0, 1), g[0], 100)
+
+
+def test_inside_shard_map():
+    mesh = jax.make_mesh((4,), ("x",), devices=jax.devices()[:4])
+    spec = jax.sharding.PartitionSpec("x")
+    local = jax.shard_map(reconstruct, mesh=mesh, in_specs=spec, out_specs=spec)
+    sharding = jax.sharding.NamedSharding(mesh, spec)
+    stack = jax.device_put(np.stack([SPD, np.eye(3), 2 * np.eye(3), TIED @ TIED.T]), sharding)
+    found, report = safe(local, report=True)(stack)
+    np.testing.assert_array_equal(found, local(stack))
+    assert report.rules() == ("spectral_map",)
+    with jax.set_mesh(mesh):
+        g = jax.jit(jax.grad(lambda A: jnp.sum(jnp.sin(safe(local)(A)))))(stack)
+    # Symmetric and positive semidefinite: U S^2 Vh is the square.
+    want = jax.grad(lambda A: jnp.sum(jnp.sin(A @ A)))(jnp.asarray(np.asarray(stack)))
+    np.testing.assert_allclose(g + g.mT, want + want.mT, atol=1e-12)
 
 
 @jax.custom_jvp

@@ -126,6 +126,11 @@ def require_meeting(met: list[Any], wanted: tuple[int, ...]) -> None:
             raise LookupError
 
 
+def stacked(batch: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the labels of batch axes: all but those of size 1, which come and go."""
+    return tuple(i for i, n in enumerate(batch) if n != 1)
+
+
 def as_constant(x: Value, axes: tuple[Label, ...], batch: tuple[int, ...]) -> jax.Array:
     """Return an operand as numbers of the shape of the batch, or raise if it is more than that."""
     if jnp.iscomplexobj(x.array):
@@ -139,6 +144,10 @@ def as_constant(x: Value, axes: tuple[Label, ...], batch: tuple[int, ...]) -> ja
         if label in (None, SPECTRAL):
             array = lax.index_in_dim(array, 0, axis, keepdims=False)
     order = [label for label in axes if label not in (None, SPECTRAL)]
-    if sorted(order) != list(range(len(batch))):
+    if tuple(sorted(order)) != stacked(batch):
         raise LookupError
-    return jnp.broadcast_to(array.transpose(np.argsort(order)), batch)
+    sizes = iter(array.transpose(np.argsort(order)).shape)
+    array = array.transpose(np.argsort(order)).reshape(
+        [1 if n == 1 else next(sizes) for n in batch]
+    )
+    return jnp.broadcast_to(array, batch)

@@ -169,7 +169,7 @@ class Interpreter:
         arrays = attach(_raw_outputs, values, source)
         index = self.log.open(eqn, a.shape)
         self.sources[index] = source
-        batch = tuple(range(a.ndim - 2))
+        batch = tuple(None if n == 1 else i for i, n in enumerate(a.shape[:-2]))
 
         def of_values(array):
             axes, window = (*batch, SPECTRAL), Window(0, array.shape[-1])
@@ -275,6 +275,16 @@ class Interpreter:
             function = self.evaluated("checkpoint", params["jaxpr"], ())
             return jax.checkpoint(
                 function, prevent_cse=params["prevent_cse"], policy=params["policy"]
+            )(*arrays)
+        if name == "shard_map" and "newly_manual_axes" in params:
+            function = self.evaluated(name, params["jaxpr"], ())
+            return jax.shard_map(
+                lambda *arrays: tuple(function(*arrays)),
+                mesh=params["mesh"],
+                in_specs=tuple(params["in_specs"]),
+                out_specs=tuple(params["out_specs"]),
+                axis_names=set(params["newly_manual_axes"]),
+                check_vma=params["check_vma"],
             )(*arrays)
         if name == "custom_jvp_call":
             self.log.leave(eqn, "has a derivative of its own; its second derivative is made safe")

@@ -18,6 +18,7 @@ from .axes import (
     merge,
     require_alike,
     require_meeting,
+    stacked,
 )
 from .terms import SPECTRAL, Label, Node, Term, combine, times
 
@@ -72,7 +73,7 @@ def elementwise(eqn: Any, operands: list[Value], batch: tuple[int, ...]) -> Term
     if not terms or any(term.diagonal for term in terms):
         return None
     running_labels = [mine for mine, runs in zip(labels, running, strict=True) if runs]
-    require_meeting(list(zip(*running_labels, strict=True)), (*range(len(batch)), SPECTRAL))
+    require_meeting(list(zip(*running_labels, strict=True)), (*stacked(batch), SPECTRAL))
     main = next((term for term in terms if term.factors), None)
     if any(term.modulus for term in terms) and name not in ("square", "integer_pow"):
         return None

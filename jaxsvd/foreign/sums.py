@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from .axes import KINKED, SMOOTH, Summed, Value, merge, require_alike, require_meeting
+from .axes import KINKED, SMOOTH, Summed, Value, merge, require_alike, require_meeting, stacked
 from .orders import gather
 from .patterns import elementwise, structural
 from .terms import SPECTRAL, Node, Term, times
@@ -42,12 +42,15 @@ def _dot_general(eqn: Any, operands: list[Value], batch: tuple[int, ...]) -> Ter
     one, two = terms
     require_alike(one, two)
     met = [(labels[0][i], labels[1][j]) for i, j in [*pairs, *zip(*batched, strict=True)]]
-    require_meeting(met, tuple(range(len(batch))))
+    require_meeting(met, stacked(batch))
     elementwise, constants = times(one, two)
     arrays = []  # the operands for f = 1
     for term, x in zip(terms, operands, strict=True):
-        ones = jnp.eye(x.shape[-1], dtype=x.array.dtype) if term.diagonal else 1
-        arrays.append(term.node if term.factors else jnp.broadcast_to(ones, x.shape))
+        # Ones that vary over a mesh as the array does, which may hold NaN.
+        ones = (jnp.isnan(x.array) | True).astype(x.array.dtype)
+        if term.diagonal:
+            ones *= jnp.eye(x.shape[-1], dtype=x.array.dtype)
+        arrays.append(term.node if term.factors else ones)
     if any(term.diagonal for term in terms) and (one.diagonal == two.diagonal or batch):
         return None  # the identity above is that of a single matrix
     node = None

@@ -107,24 +107,27 @@ def safe(fn: Callable, *, report: bool = False) -> Callable:
     Values stay the same, bit for bit: the same primitives run with the same parameters, and only
     their derivatives change, in forward and reverse mode, under `jit`, `vmap` and whatever else.
     They are found wherever they stand, in code that calls `jnp.linalg` somewhere deep inside too:
-    nested in jit, scan, while_loop, cond, checkpoint, custom_jvp. fn is traced, and where
+    nested in jit, scan, while_loop, cond, checkpoint, custom_jvp, shard_map. fn is traced, and
+    where
 
         U f(S) Vh,  Q f(w) Q^H,  U f(S) U^H,  V f(S) V^H, truncated to a part of the spectrum or
         not, applied to other arrays or not (V (f(S) (U^H b))),  sum_i f(s_i)
 
-    can be seen in it, in whatever order it is written, the derivative is that of `spectral_map`,
+    can be seen in it, however it is written (sorted, reversed, by einsum or diag, for a stack or
+    under vmap; f may hold what is computed elsewhere), the derivative is that of `spectral_map`,
     `hermitian_map`, `core_svd`, `spectral_sum`, ...: right at ties, to second order too. Elsewhere
     singular vectors get the rule of `svd` and `eigh` of this library, with the terms that do not
     exist at ties and zeros dropped: right at distinct values, and at ties for losses that do not
-    tell the tied vectors apart; other losses have no derivative there. The report says which.
+    tell the tied vectors apart; other losses have no derivative there (nor do those that depend on
+    the phases that LAPACK gives complex vectors). The report says which.
 
     Left as it is, and named in the report: what cannot be traced (functions that need the numbers
     themselves: if, NumPy), callbacks, functions with a custom_vjp (and the first derivative of
-    those with a custom_jvp: `jnp.linalg.pinv`, whose own is right), higher-order primitives that
-    are not JAX's own. Derivatives that fn itself takes are beyond its reach:
+    those with a custom_jvp: `jnp.linalg.pinv`, whose own is right), primitives that are not JAX's
+    own. Derivatives that fn itself takes are beyond its reach:
     `jax.grad(jaxsvd.safe(loss))`, not `jaxsvd.safe(jax.grad(loss))`.
 
-    Cost: none under `jit`, the program is the same; a derivative costs what that rule does. Without
+    Cost: none under `jit`, the program is the same; a derivative costs what its rule does. Without
     `jit`, fn is traced once for each shape of its arguments, as by `jit`: side effects in Python
     happen then, and it is evaluated operation by operation.
 

@@ -222,7 +222,7 @@ def block(
             factors, values = [U, Vh], W.S[:k]
         function, held = _function(f, constants, scale.dtype)
         # C is diagonal in value: its eigenvectors are known.
-        eigen = values, jnp.eye(k, dtype=C.dtype)
+        eigen = values, jnp.eye(k, dtype=C.dtype) + 0 * scale.astype(C.dtype)
         F = frechet(EigenvaluesToThirdOrder, function, held._replace(scale=scale), eigen, C, ())
         return *factors, F
 
@@ -281,7 +281,9 @@ def columns(
 
 
 def _identity(source: Source, n: int) -> jax.Array:
-    return jnp.broadcast_to(jnp.eye(n, dtype=source.a.dtype), (*source.batch, n, n))
+    # 0 * a: under shard_map it must vary over the mesh as the matrix does.
+    varying = 0 * lax.stop_gradient(source.a[..., :1, :1])
+    return jnp.broadcast_to(jnp.eye(n, dtype=source.a.dtype) + varying, (*source.batch, n, n))
 
 
 def _padded(source: Source, slot: str, X: jax.Array, window: tuple[int, int]) -> jax.Array:
@@ -289,6 +291,8 @@ def _padded(source: Source, slot: str, X: jax.Array, window: tuple[int, int]) ->
     axis = -2 if slot == "Vh" else -1
     numbers = source.thin() if source.numbers is None else source.numbers
     size = numbers[{"U": 0, "Vh": 2, "Q": 1}[slot]].shape[axis]
+    if X.shape[axis] == size:
+        return X
     before, widths = window[0], [(0, 0)] * X.ndim
     widths[axis] = (before, size - before - X.shape[axis])
     return jnp.pad(X, widths)
