@@ -278,14 +278,15 @@ class Interpreter:
             )(*arrays)
         if name == "shard_map" and "newly_manual_axes" in params:
             function = self.evaluated(name, params["jaxpr"], ())
-            return jax.shard_map(
+            mapped = jax.shard_map(
                 lambda *arrays: tuple(function(*arrays)),
                 mesh=params["mesh"],
                 in_specs=tuple(params["in_specs"]),
                 out_specs=tuple(params["out_specs"]),
                 axis_names=set(params["newly_manual_axes"]),
                 check_vma=params["check_vma"],
-            )(*arrays)
+            )
+            return list(mapped(*arrays))
         if name == "custom_jvp_call":
             self.log.leave(eqn, "has a derivative of its own; its second derivative is made safe")
             return with_own_rule(lambda *x: tuple(bind(eqn, list(x))), _safe_rule, arrays)
