@@ -11,6 +11,9 @@ what is kept, after
     activation-aware  the same in the metric of the inputs (`collect_gram`)
     learned           in that metric, ranks by gradients of the loss through gates (`rank_gates`)
 
+and, to tell metric and allocation apart, with errors relative to each weight, in the metric of the
+inputs with the same share of each, and with the gates as they start.
+
 Gates on the weights themselves have one derivative, however it is computed: U and V are constants.
 It matters where a gate acts on what depends on other gates. So ranks are learned a second time from
 truncated activations x W, as in Dobi-SVD, at one budget: through `spectral_map` (exact), through
@@ -49,7 +52,15 @@ SEEDS = 5
 STATED = 1.6  # nats for a character that every model is to reach before it is compressed
 WHERE = "block"  # all kernels of the blocks; embedding and head are 2.5 % of the parameters
 METHODS = ("uniform", "global", "activation-aware", "learned")  # the expected order
-ROWS = ("uniform", "global", "activation-aware", "gates, not trained", "learned")
+ROWS = (
+    "uniform",
+    "global",
+    "global, relative errors",
+    "activation-aware, uniform",
+    "activation-aware",
+    "gates, not trained",
+    "learned",
+)
 
 DYNAMIC = 0.5  # the share at which exact and naive gradients are compared
 STEPS, RATE, PRICE = 12, 0.05, 10.0  # of learning gates
@@ -171,6 +182,10 @@ class Trial:
         """Return the loss of a row of the table."""
         if method in ("uniform", "global"):
             return self.after(share, allocation=method)
+        if method == "global, relative errors":
+            return self.after(share, relative=True)
+        if method == "activation-aware, uniform":
+            return self.after(share, metrics=self.metrics, allocation="uniform")
         if method == "activation-aware":
             return self.after(share, metrics=self.metrics)
         gates = self.gates(share)
