@@ -38,7 +38,7 @@ def _estimate(gradient: jax.Array, changes: jax.Array) -> jax.Array:
 
     def relative(change):
         change = _norm(change)
-        return jnp.where(change > 0, change / size, 0)
+        return jnp.where(change == 0, 0, change / size)
 
     # What is known of the error: of an iteration, how far it was from convergence.
     known, changes = changes[BEST], changes - changes[BEST : BEST + 1]
