@@ -10,6 +10,14 @@ import pytest
 import jaxsvd
 
 KEY = jax.random.key(0)
+
+
+def square(A):
+    """Return a square of four copies of A, for the functions of Hermitian matrices."""
+    n = 2 * min(A.shape) - 4
+    return jnp.tile(A, (2, 2))[:n, :n]
+
+
 FUNCTIONS = {
     "svd": lambda A: jaxsvd.svd(A),
     "svd thin": lambda A: jaxsvd.svd(A, full_matrices=False),
@@ -21,6 +29,11 @@ FUNCTIONS = {
     "truncated_svd": lambda A: jaxsvd.truncated_svd(A, 2, method="krylov"),
     "subspace": lambda A: jaxsvd.truncated_svd(A, 2, method="subspace"),
     "randomized_svd": lambda A: jaxsvd.randomized_svd(KEY, A, 2),
+    "eigh": lambda A: jaxsvd.eigh(square(A)),
+    "core_eigh": lambda A: jaxsvd.core_eigh(square(A), 2),
+    "truncated_eigh": lambda A: jaxsvd.truncated_eigh(square(A), 2, "LM", method="krylov"),
+    "hermitian_map": lambda A: jaxsvd.hermitian_map(jnp.exp, square(A)),
+    "sqrtm": lambda A: jaxsvd.linalg.sqrtm(square(A)),
     "adaptive_svd": lambda A: jaxsvd.adaptive_svd(KEY, A, 0.1, max_rank=4),
 }
 
