@@ -130,8 +130,8 @@ def metrics_of(
         return dict.fromkeys(places, (None, None))
     if not isinstance(metrics, Mapping):
         raise TypeError(
-            f"{name}: `metrics` must be None or a dict from paths to metrics, got "
-            f"{_checks.describe(metrics)}"
+            f"{name}: `metrics` must be None or a dict from paths to metrics, got a "
+            f"{type(metrics).__name__}"
         )
     named = _leaves.paths(params)
     unknown = sorted(set(metrics) - {path for path, _ in named})

@@ -64,14 +64,14 @@ def _places(name: str, params: Any, gates: Any, axes: Axes) -> dict[str, Place]:
         raise TypeError(
             f"{name}: `gates` must be the dict of rank_gates, got {_checks.describe(gates)}"
         )
-    places = _leaves.select(params, lambda path, leaf: path in gates, axes, name=name)
-    other = sorted(set(gates) - set(places))
+    named = _leaves.paths(params)
+    other = sorted(set(gates) - {path for path, _ in named})
     if other:
         raise ValueError(
             f"{name}: `gates` must be of leaves of `params`, got one for {other[0]!r}; the paths "
-            f"are {_leaves.listed(_leaves.paths(params))}"
+            f"are {_leaves.listed(named)}"
         )
-    return places
+    return _leaves.select(params, lambda path, leaf: path in gates, axes, name=name)
 
 
 def _roots(name: str, metrics: Any, places: Any, params: Any, matrices: Any) -> dict[str, Any]:
