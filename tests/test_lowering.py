@@ -3,6 +3,7 @@
 import re
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -50,18 +51,43 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("platform", EXPECTED)
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_lowers_for_every_platform_without_the_host(name, platform):
-    function = FUNCTIONS[name]
+def traced(function, shape):
+    """Return the traced value and gradient of a loss of all results of a function."""
 
     def loss(A):
         return sum(jnp.sum(jnp.real(x) ** 2) for x in jax.tree.leaves(function(A)))
 
-    A = jax.ShapeDtypeStruct((80, 72), np.float32)
-    text = (
-        jax.jit(jax.value_and_grad(loss)).trace(A).lower(lowering_platforms=(platform,)).as_text()
-    )
+    return jax.jit(jax.value_and_grad(loss)).trace(jax.ShapeDtypeStruct(shape, np.float32))
+
+
+def equations(jaxpr):
+    """Return the number of equations of a jaxpr, with those of the jaxprs in it."""
+    inside = [sub for eqn in jaxpr.eqns for sub in jax.extend.core.jaxprs_in_params(eqn.params)]
+    return len(jaxpr.eqns) + sum(equations(sub) for sub in inside)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_program_does_not_grow_with_the_matrix(name):
+    # Two shapes on the same side of every crossing of the router's.
+    small, large = (traced(FUNCTIONS[name], shape) for shape in ((320, 288), (480, 448)))
+    assert equations(small.jaxpr.jaxpr) == equations(large.jaxpr.jaxpr)
+
+
+@pytest.mark.parametrize("name", ["truncated_svd", "core_svd", "randomized_svd", "low_rank"])
+def test_the_program_does_not_grow_with_k(name):
+    def first(k):
+        if name == "randomized_svd":
+            return lambda A: jaxsvd.randomized_svd(KEY, A, k)
+        return lambda A: getattr(jaxsvd, name)(A, k)
+
+    few, many = (traced(first(k), (2000, 1600)) for k in (66, 78))
+    assert equations(few.jaxpr.jaxpr) == equations(many.jaxpr.jaxpr)
+
+
+@pytest.mark.parametrize("platform", EXPECTED)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_lowers_for_every_platform_without_the_host(name, platform):
+    text = traced(FUNCTIONS[name], (80, 72)).lower(lowering_platforms=(platform,)).as_text()
     called = set(re.findall(r"custom_call @(\w+)", text))
     called |= set(re.findall(r'call_target_name = "([^"]+)"', text))
     surprising = {target for target in called if not EXPECTED[platform].fullmatch(target)}
