@@ -30,29 +30,30 @@ mlir.register_lowering(two_sided_p, mlir.lower_fun(_products, multiple_results=T
 
 def _jvp(primals, tangents):
     a, V, W = primals
-    da, dV, dW = tangents
+    da, dV, dW = (None if type(t) is ad.Zero else t for t in tangents)
     out = two_sided_p.bind(a, V, W)
     # Linear in a as a whole; V and W each meet one of the results.
-    fixed = type(da) is ad.Zero
-    X, Y = [ad.Zero(jax.typeof(x)) for x in out] if fixed else two_sided_p.bind(da, V, W)
-    if type(dV) is not ad.Zero:
+    X, Y = [ad.Zero(jax.typeof(x)) for x in out] if da is None else two_sided_p.bind(da, V, W)
+    if dV is not None:
         X = ad.add_tangents(X, plain_product(a, dV))
-    if type(dW) is not ad.Zero:
+    if dW is not None:
         Y = ad.add_tangents(Y, plain_product(dW.mT, a).mT)
     return out, (X, Y)
 
 
 def _transpose(cotangents, a, V, W):
-    gX, gY = cotangents
-    if type(gX) is ad.Zero and type(gY) is ad.Zero:
+    gX, gY = (None if type(g) is ad.Zero else g for g in cotangents)
+    pairs = [
+        (left, right) for left, right in ((gX, V), (W, gY)) if not (left is None or right is None)
+    ]
+    if not pairs:
         return ad.Zero(a.aval), None, None
-    if type(gY) is ad.Zero:
-        left, right = gX, V
-    elif type(gX) is ad.Zero:
-        left, right = W, gY
-    else:
-        left, right = jnp.concatenate([gX, W], axis=1), jnp.concatenate([V, gY], axis=1)
-    return plain_product(left, right.mT), None, None
+    lefts, rights = zip(*pairs, strict=True)
+    return (
+        plain_product(jnp.concatenate(lefts, axis=1), jnp.concatenate(rights, axis=1).mT),
+        None,
+        None,
+    )
 
 
 def _batched(arguments, axes):
