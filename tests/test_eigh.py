@@ -76,6 +76,7 @@ def test_batches_vmap_and_jit_are_one_program():
         one = jax.tree.map(lambda x: x[1, 2], together)
         assert_within(function(A[1, 2]), one, 20)
     assert [x.shape for x in jaxsvd.eigh(np.zeros((5, 0, 0)))] == [(5, 0), (5, 0, 0)]
+    assert [x.shape for x in jaxsvd.core_eigh(np.zeros((5, 0, 0)))] == [(5, 0, 0)] * 2
     half = jaxsvd.eigh(jnp.eye(3, dtype=jnp.bfloat16))
     assert {x.dtype for x in half} == {jnp.dtype(jnp.bfloat16)}
 

@@ -68,7 +68,7 @@ def forward(
         pairs = numbers(A.to_dense(), raw=not config.core)
         found = EighResult(*lanczos.wanted_first(which, *pairs))
         w = found.eigenvalues
-        size = jnp.max(jnp.abs(w))
+        size = jnp.max(jnp.abs(w), initial=0)
         # Backward stable; the residuals are not measured again.
         residuals = jnp.full((k,), jnp.finfo(w.dtype).eps) * size
         last = w[k:][:1]
@@ -151,7 +151,7 @@ def arguments(
     else:
         a = _checks.square(name, a)
     n = a.shape[-1]
-    k = n if k is None else _checks.static_int(name, "k", k, 1, n)
+    wanted = n if k is None else _checks.static_int(name, "k", k, 1, n)
     _checks.choice(name, "which", which, lanczos.WHICH)
     _checks.choice(name, "method", method, METHODS)
     if symmetrize_input is None:
@@ -181,9 +181,9 @@ def arguments(
                 f"{name}: `start` must hold vectors of length {n}, got shape {start.shape}"
             )
     strict = _checks.flag(name, "strict", strict)
-    possible = lanczos.choose(n, k, which, tol, max_iterations) is not None
+    possible = lanczos.choose(n, wanted, which, tol, max_iterations) is not None
     if not possible or (method == "auto" and n <= FULL_UP_TO):
         method = "full"
     method = "krylov" if method == "auto" else method
-    config = Config(k, which, method, tol, max_iterations, strict, core)
+    config = Config(wanted, which, method, tol, max_iterations, strict, core)
     return a, config, symmetrize, start, seed, jnp.dtype(a.dtype)
