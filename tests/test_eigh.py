@@ -181,8 +181,7 @@ def test_finite_everywhere():
         assert np.isfinite(jax.hessian(loss)(jnp.asarray(A, jnp.float32))).all()
 
 
-@pytest.mark.x32
-@pytest.mark.parametrize("dtype", [*DTYPES])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_scales_that_over_or_underflow_when_squared(dtype):
     is_double = eps(dtype) < 1e-10
     A, G = hermitian(DISTINCT, dtype, 2), gaussian((4, 4), dtype, 3)
