@@ -185,8 +185,8 @@ def append(
 
     first = a_pass(X - product(basis, coefficients), _squares(X), 1 + loss)
     state = alike((*first, jnp.ones((), jnp.int32)), X, basis)
-    Q, loss, *_ = lax.while_loop(unfinished, repeat, state)
-    return Appended(Q, coefficients, loss)
+    found, lost, *_ = lax.while_loop(unfinished, repeat, state)
+    return Appended(found, coefficients, lost)
 
 
 def _filled(X: jax.Array, fill: jax.Array | None) -> jax.Array:
