@@ -69,12 +69,12 @@ async def execute(path, write):
             kernel_name="python3",
             timeout=CELL_SECONDS,
             record_timing=False,
+            extra_arguments=["--log-level=ERROR"],  # no warning that it talks over local TCP
             resources={"metadata": {"path": folder}},
             on_cell_execute=lambda cell, cell_index: now.update(cell=cell_index),
         )
         try:
-            # Not its warning that it talks over local TCP.
-            await client.async_execute(extra_arguments=["--log-level=ERROR"])
+            await client.async_execute()
         except CellExecutionError as error:
             return f"{path.name}, cell {now['cell']}: {COLOURS.sub('', str(error)).strip()}"
         except (CellTimeoutError, DeadKernelError) as error:
