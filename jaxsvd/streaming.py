@@ -24,10 +24,10 @@ from jax.typing import DTypeLike
 from . import _checks
 from ._types import SVDResult
 from .algorithms import streaming
+from .algorithms.phase import column_phases
 from .algorithms.products import adjoint, product
 from .operators.base import operator, static
 from .primitives.svd import svd
-from .rules.phase import column_phases
 
 
 @operator

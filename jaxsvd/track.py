@@ -22,11 +22,11 @@ from jax import lax
 from . import _checks
 from ._types import Info, SVDResult
 from .algorithms import subspace
+from .algorithms.phase import fix_phases
 from .operators.base import Operator, operator, static
 from .operators.dense import Dense
 from .primitives.runs import Run, constants
 from .primitives.truncated import EXTRA, arguments, information, truncated_triplets
-from .rules.phase import fix_phases
 
 
 @operator

@@ -12,11 +12,19 @@ from .products import adjoint
 
 
 class Request(NamedTuple):
-    """What is asked of a full SVD; static and hashable."""
+    """What is asked of a full SVD; static and hashable.
+
+    Attributes:
+        full_matrices: whether U is square and Vh too.
+        hermitian: whether the matrix is, of which the lower triangle counts.
+        method: name of a row of the router's table, or "auto".
+        signs: whether the signs of a real matrix's vectors are fixed, as in `algorithms.phase`.
+    """
 
     full_matrices: bool = False
     hermitian: bool = False
     method: str = "auto"
+    signs: bool = False
 
 
 def lapack(a: jax.Array, full_matrices: bool) -> SVDResult:

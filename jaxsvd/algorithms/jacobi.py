@@ -24,6 +24,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from .. import _tolerances
 from .._types import SVDResult
+from .phase import phases_of_pairs
 from .products import alike
 
 # Bytes of columns rotated at once, and matrices at least and at most: 128 to 512 matrices of 3 x 3
@@ -201,10 +202,14 @@ def _norms(columns: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.sum(jnp.real(columns * jnp.conj(columns)), axis=1))
 
 
-def _triplets(full_matrices: bool, a: jax.Array, V: jax.Array | None = None):
+def _triplets(full_matrices: bool, signs: str | None, a: jax.Array, V: jax.Array | None = None):
     """Return U^T (columns, m, chunk), S (n, chunk), V^T (n, n, chunk) of a, (n, m, chunk), m >= n.
 
-    ``V`` (n, n, chunk) holds the right vectors so far where a is a matrix times them.
+    Args:
+        full_matrices: whether U has m columns.
+        signs: "U" or "V", whose leading entries become positive; None leaves signs as they are.
+        a: columns of the matrices.
+        V: the right vectors so far where a is a matrix times them, (n, n, chunk).
     """
     n, m, size = a.shape
     columns, scale = _size(a)
@@ -212,16 +217,22 @@ def _triplets(full_matrices: bool, a: jax.Array, V: jax.Array | None = None):
         V = jnp.broadcast_to(jnp.eye(n, dtype=a.dtype)[..., None], (n, n, size))
     columns = _orthogonalize(jnp.concatenate([columns, V], axis=1), m)
     columns, S = _sort(columns, _norms(columns[:, :m]))
-    # A column this small is rounding of rounding: it is no direction any more.
-    given = S > jnp.finfo(S.dtype).tiny ** 0.5
+    # A column this small is no direction any more: squares of its entries fall out of range, and
+    # its products with others lose their digits (780 eps of orthogonality in single precision).
+    given = S > (jnp.finfo(S.dtype).tiny / _tolerances.eps(S.dtype)) ** 0.5
     U = columns[:, :m] / jnp.where(given, S, 1).astype(a.dtype)[:, None]
     U = jnp.where(given[:, None], U, 0)
     if full_matrices and m > n:
         U = jnp.concatenate([U, jnp.zeros((m - n, m, size), a.dtype)])
         given = jnp.concatenate([given, jnp.zeros((m - n, size), bool)])
     U = lax.cond(jnp.all(given), lambda U: U, lambda U: _complete(U, given), U)
-    mark = (scale - scale + 1).astype(a.dtype)[None, None]  # NaN where the matrix is not finite
-    return U * mark, S * scale[None], columns[:, m:] * mark
+    V = columns[:, m:]
+    sign_U = sign_V = (scale - scale + 1).astype(a.dtype)[None]  # NaN where a is not finite
+    if signs == "U":
+        sign_U, sign_V = (sign_U * x for x in phases_of_pairs(U, V, 0, 1))
+    elif signs == "V":
+        sign_V, sign_U = (sign_U * x for x in phases_of_pairs(V, U, 0, 1))
+    return U * sign_U[:, None], S * scale[None], V * sign_V[:, None]
 
 
 def _values(a: jax.Array) -> tuple[jax.Array]:
@@ -296,7 +307,12 @@ def _blank(x: jax.ShapeDtypeStruct, length: int, like: jax.Array) -> jax.Array:
 
 
 def jacobi(
-    a: jax.Array, full_matrices: bool, *, V: jax.Array | None = None, chunked: bool = True
+    a: jax.Array,
+    full_matrices: bool,
+    *,
+    V: jax.Array | None = None,
+    chunked: bool = True,
+    signs: bool = False,
 ) -> SVDResult:
     """Return the SVD of (..., m, n) by one-sided Jacobi.
 
@@ -305,14 +321,16 @@ def jacobi(
         full_matrices: whether U has m columns and Vh n rows.
         V: unitary (..., n, n), m >= n: the SVD of a V^H is wanted, and a is nearly orthogonal.
         chunked: rotate a few matrices at a time (CPU) or all of them (accelerators).
+        signs: fix the signs of real matrices, while the batch is the minor axis: by itself that
+            takes as long as the rest (100,000 of 3 x 3).
     """
     m, n = a.shape[-2:]
-    if m < n:
-        left = jacobi(a.mT, full_matrices, chunked=chunked)  # no adjoint, so nothing to conjugate
-        return SVDResult(left.Vh.mT, left.S, left.U.mT)
-    arrays = (a,) if V is None else (a, V)
-    function = functools.partial(_triplets, full_matrices)
+    arrays = (a.mT if m < n else a,) if V is None else (a, V)  # no adjoint: nothing to conjugate
+    leading = None if not signs else "V" if m < n else "U"
+    function = functools.partial(_triplets, full_matrices, leading)
     U, S, V = _over_chunks(function, *arrays, chunked=chunked)
+    if m < n:
+        return SVDResult(jnp.conj(V).mT, S, U)
     return SVDResult(U.mT, S, jnp.conj(V))
 
 

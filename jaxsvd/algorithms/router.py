@@ -20,6 +20,7 @@ from . import dense
 from .dense import Request
 from .gram import gram
 from .jacobi import jacobi, jacobi_values
+from .phase import fix_phases
 from .polar import polar
 from .tall import tall
 
@@ -40,17 +41,19 @@ class Row(NamedTuple):
         name: of the algorithm; a user may ask for it by ``method``.
         platforms: where it is chosen by itself.
         applies: (shape, request) -> whether it is chosen by itself.
-        run: (a, full_matrices) -> triplets.
+        run: (a, request) -> triplets.
         values: a -> singular values alone, or None: those of the triplets.
         why: one line, with the measurement.
+        signs: whether ``run`` fixes signs itself where the request says so.
     """
 
     name: str
     platforms: tuple[str, ...]
     applies: Callable[[Shape, Request], bool]
-    run: Callable[[jax.Array, bool], SVDResult]
+    run: Callable[[jax.Array, Request], SVDResult]
     values: Callable[[jax.Array], jax.Array] | None
     why: str
+    signs: bool = False
 
 
 def _batch(shape: Shape) -> int:
@@ -76,13 +79,17 @@ def _tall(shape: Shape, request: Request) -> bool:
     return not request.full_matrices and m >= 4 * n and m * n >= 1 << 16
 
 
+def _thin_or_full(run: Callable[[jax.Array, bool], SVDResult]):
+    return lambda a, request: run(a, request.full_matrices)
+
+
 # The first row that applies serves the case.
 DENSE = (
     Row(
         "empty",
         PLATFORMS,
         lambda shape, request: min(shape[-2:]) == 0,
-        dense.empty,
+        _thin_or_full(dense.empty),
         None,
         "no rows or no columns: nothing to compute",
     ),
@@ -90,7 +97,7 @@ DENSE = (
         "hermitian",
         PLATFORMS,
         lambda shape, request: request.hermitian,
-        dense.hermitian,
+        _thin_or_full(dense.hermitian),
         None,
         "eigh of a Hermitian matrix, about half the time of a general SVD",
     ),
@@ -98,9 +105,10 @@ DENSE = (
         "jacobi",
         (CPU,),
         _small_batch,
-        jacobi,
+        lambda a, request: jacobi(a, request.full_matrices, signs=request.signs),
         jacobi_values,
         "a batch of small matrices, all rotated at once: LAPACK takes them one by one",
+        signs=True,
     ),
     # Not on CPU: LAPACK is as fast (0.9 to 1.2 times), and sums of 400,000 terms in single
     # precision lose three digits there.
@@ -108,7 +116,7 @@ DENSE = (
         "tall",
         (GPU,),
         _tall,
-        lambda a, full_matrices: tall(a, lambda R: solve(R, Request())),
+        lambda a, request: tall(a, lambda R: solve(R, Request())),
         None,
         "CholeskyQR first, all of it products of long columns (unmeasured)",
     ),
@@ -116,7 +124,7 @@ DENSE = (
         "gram",
         (GPU,),
         _medium_batch,
-        gram,
+        _thin_or_full(gram),
         None,
         "batched eigh and Jacobi: the GPU's own SVD loops over matrices beyond 32 x 32",
     ),
@@ -124,7 +132,7 @@ DENSE = (
         "polar",
         (),
         lambda shape, request: False,
-        polar,
+        _thin_or_full(polar),
         None,
         "on request: the polar decomposition by QDWH, products only, one matrix after the other",
     ),
@@ -132,7 +140,7 @@ DENSE = (
         "lapack",
         PLATFORMS,
         lambda shape, request: True,
-        dense.lapack,
+        _thin_or_full(dense.lapack),
         dense.lapack_values,
         "the SVD of the platform: LAPACK on CPU, cuSOLVER on GPU, XLA's own on TPU",
     ),
@@ -185,7 +193,12 @@ def _door(compute: Callable[[jax.Array], Any]) -> Callable[[jax.Array], Any]:
 def _triplets(request: Request) -> Callable[[jax.Array], SVDResult]:
     @jax.named_scope(SCOPE)
     def triplets(a):
-        return _on_platform(a, request, lambda row: lambda a: row.run(a, request.full_matrices))
+        def run(row):
+            if request.signs and not row.signs:
+                return lambda a: fix_phases(row.run(a, request))
+            return lambda a: row.run(a, request)
+
+        return _on_platform(a, request, run)
 
     return _door(triplets)
 
@@ -197,7 +210,7 @@ def solve(a: jax.Array, request: Request) -> SVDResult:
 
 @jax.named_scope(SCOPE)
 def _values(a: jax.Array) -> jax.Array:
-    return _on_platform(a, Request(), lambda row: row.values or (lambda a: row.run(a, False).S))
+    return _on_platform(a, Request(), lambda row: row.values or (lambda a: row.run(a, Request()).S))
 
 
 def solve_values(a: jax.Array) -> jax.Array:

@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from .. import _checks
 from .._types import SVDResult
 from ..algorithms.dense import Request
+from ..algorithms.phase import fix_phases
 from ..algorithms.products import adjoint, product
 from ..primitives.batching import power_of_two_scale
 from ..primitives.hermitian import numbers as eigen_numbers_of
@@ -30,7 +31,6 @@ from ..rules.closed import (
     TruncatedHermitian,
 )
 from ..rules.dense import herm
-from ..rules.phase import fix_phases
 from ..rules.spectral import Scalar
 
 

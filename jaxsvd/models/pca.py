@@ -17,13 +17,13 @@ from jax.core import Tracer
 
 from .. import _checks, _tolerances
 from .._types import SVDResult
+from ..algorithms.phase import column_phases
 from ..algorithms.products import product
 from ..operators.adapters import as_operator
 from ..operators.base import Operator
 from ..operators.compose import Centered
 from ..operators.dense import Dense
 from ..primitives.truncated import FULL_UP_TO, METHODS, truncated_svd
-from ..rules.phase import column_phases
 from ._moments import center, total_squares
 
 # Components with which the search for an amount of variance begins; each round takes four times

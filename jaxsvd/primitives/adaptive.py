@@ -11,13 +11,13 @@ from jax.typing import DTypeLike
 from .. import _checks
 from .._types import Info, SVDResult
 from ..algorithms import adaptive, krylov, outofcore, passes
+from ..algorithms.phase import fix_phases
 from ..algorithms.router import solve, without_gathering
 from ..operators.base import Operator
 from ..operators.compose import LowRank
 from ..operators.dense import Dense
 from ..operators.rowblocks import RowBlocks, held_by
 from ..operators.sparse import Sparse
-from ..rules.phase import fix_phases
 from .batching import over_leading_axes
 from .placement import on_any_mesh
 from .runs import Config, Ritz, default_tol, settled

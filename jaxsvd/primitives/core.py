@@ -9,11 +9,11 @@ from jax.typing import DTypeLike
 
 from .. import _checks
 from .._types import CoreSVD, SVDResult
+from ..algorithms.phase import fix_phases
 from ..algorithms.products import adjoint, product
 from ..operators.base import Operator
 from ..operators.dense import Dense
 from ..rules.core import core_tangents
-from ..rules.phase import fix_phases
 from .batching import over_leading_axes, power_of_two_scale
 from .placement import on_any_mesh
 from .runs import Config, Ritz, constants, rule_numbers

@@ -11,12 +11,12 @@ from jax.typing import DTypeLike
 from .. import _checks
 from .._types import Info, SVDResult
 from ..algorithms import outofcore, passes
+from ..algorithms.phase import fix_phases
 from ..algorithms.products import adjoint
 from ..algorithms.randomized import sketch_svd
 from ..operators.base import Operator
 from ..operators.dense import Dense
 from ..operators.rowblocks import held_by
-from ..rules.phase import fix_phases
 from .batching import over_leading_axes, vmapped
 from .placement import on_any_mesh
 from .runs import Config, Run, constants, default_tol

@@ -4,6 +4,7 @@ import functools
 from typing import Any, Literal, NamedTuple, overload
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
@@ -11,8 +12,8 @@ from .. import _checks
 from .._types import SVDResult
 from ..algorithms import router
 from ..algorithms.dense import Request
+from ..algorithms.phase import fix_phases
 from ..rules.dense import herm, svd_pushforward, svdvals_pushforward
-from ..rules.phase import fix_phases
 from . import probe
 from .batching import over_leading_axes, power_of_two_scale
 from .disturbance import disturbing, singular_numbers
@@ -84,8 +85,12 @@ def _svd_of_matrix(a: jax.Array, options: Options) -> SVDResult | jax.Array:
         # |w| of a Hermitian matrix would still need its vectors for the derivative.
         S = values(a) if disturbing.value is None else triplets(a, numbers(a), None).S
         return scale * (S if options.subset is None else S[slice(*options.subset)])
-    result = triplets(a, numbers(a, request, raw=True), options.degeneracy_tol)
-    if options.fix_signs:
+    # Signs are constants, which the algorithm fixes; phases have a derivative of their own.
+    signs = options.fix_signs and not jnp.iscomplexobj(a)
+    result = triplets(
+        a, numbers(a, request._replace(signs=signs), raw=True), options.degeneracy_tol
+    )
+    if options.fix_signs and not signs:
         result = fix_phases(result)
     U, S, Vh = result
     if options.subset is not None:

@@ -12,13 +12,13 @@ from jax.typing import DTypeLike
 from .. import _checks, _tolerances
 from .._types import Info, SVDResult
 from ..algorithms import drive, krylov, passes, subspace
+from ..algorithms.phase import fix_phases
 from ..algorithms.products import adjoint
 from ..algorithms.router import solve, without_gathering
 from ..operators.adapters import as_operator
 from ..operators.base import Operator
 from ..operators.dense import Dense
 from ..operators.rowblocks import held_by
-from ..rules.phase import fix_phases
 from ..rules.truncated import truncated_tangents
 from .batching import over_leading_axes
 from .disturbance import singular_numbers

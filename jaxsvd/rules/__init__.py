@@ -4,6 +4,7 @@ Each rule is a function of factors and tangents (or cotangents), apart from any 
 differentiation. Cotangents are JAX's: `svd_pullback` equals `jax.vjp` of `jaxsvd.svd`.
 """
 
+from ..algorithms.phase import fix_phases as fix_phases
 from .core import core_pullback as core_pullback
 from .core import core_pushforward as core_pushforward
 from .core import full_numbers as full_numbers
@@ -13,7 +14,6 @@ from .dense import svdvals_pullback as svdvals_pullback
 from .dense import svdvals_pushforward as svdvals_pushforward
 from .eigh import eigh_pullback as eigh_pullback
 from .eigh import eigh_pushforward as eigh_pushforward
-from .phase import fix_phases as fix_phases
 from .spectral import spectral_pullback as spectral_pullback
 from .spectral import spectral_pushforward as spectral_pushforward
 from .truncated import Numbers as Numbers

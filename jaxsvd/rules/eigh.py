@@ -23,9 +23,9 @@ from jax import lax
 
 from .. import _tolerances
 from .._types import EighResult
+from ..algorithms.phase import column_phases
 from ..algorithms.products import adjoint, adjoint_product, product
 from .dense import guarded_reciprocal, herm, skew
-from .phase import column_phases
 
 
 def fix_phases(result: EighResult) -> EighResult:

@@ -16,12 +16,17 @@ vary on any scale: exp of a singular matrix has zeros of +-1e-17, whose quotient
 they are far apart relative to each other; x^(-1/4) at 1e-6 needs the quotient where exp does not.
 
     quotient      rounding: eps (|f(x)| + |f(y)|) / |x - y|, and the same upwards through the orders
-    quadrature    the distance d to the value Q at the centroid, times |d/Q| for two points, where
-                  the rule gains two orders of the gap on it, times |d/Q|^(1/2) / 10 for more
+    quadrature    the distance d to the value Q at the centroid, of second order in the gap, times
+                  |d/Q|^2 for the rules of Gauss and of Radon (degree five, so an error of sixth
+                  order) and |d/Q| for that on the tetrahedron (degree three, fourth order)
+
+A kink between the points of a quadrature goes unnoticed by its estimate. So beyond the small gaps
+of `near_tie` quadrature serves only where the quotient agrees to within its own rounding.
 
 References: Higham (2008), "Functions of Matrices", theorem 3.11 (Daleckii and Krein), appendix B.16
 (Hermite and Genocchi); Higham and Relton (2014), "Higher order Frechet derivatives of matrix
-functions and the level-2 condition number"; Keast (1986) (the rule on the tetrahedron).
+functions and the level-2 condition number"; Radon (1948) (the rule on the triangle); Keast (1986)
+(that on the tetrahedron).
 """
 
 import jax
@@ -32,6 +37,16 @@ from ..algorithms.products import adjoint, adjoint_product, product
 from .spectral import Scalar, differentiate
 
 Estimate = tuple[jax.Array, jax.Array]  # a value and an estimate of its error
+
+# The rule of degree nine on an interval: 64/225 in the middle and, for both t, the weight at +-t.
+GAUSS = tuple(
+    ((5 + sign * 2 * (10 / 7) ** 0.5) ** 0.5 / 3, (322 - sign * 13 * 70**0.5) / 1800)
+    for sign in (-1, 1)
+)
+
+# The rule of degree five on the triangle: 9/40 at the centroid and, for both t, the weight at the
+# nodes (1 - 2t, t, t), (t, 1 - 2t, t), (t, t, 1 - 2t).
+RADON = tuple(((6 + sign * 15**0.5) / 21, (155 + sign * 15**0.5) / 1200) for sign in (-1, 1))
 
 
 class RealTables:
@@ -65,17 +80,23 @@ class RealTables:
     def _first(self, x: jax.Array, y: jax.Array) -> Estimate:
         ends = self.value(jnp.stack([x, y]))
         rounding = jnp.finfo(x.dtype).eps * jnp.abs(ends)
-        middle, half = (x + y) / 2, (x - y) / (2 * 3**0.5)  # Gauss, of degree three
-        slopes = self.slope(jnp.stack([middle + half, middle - half, middle]))
-        by_rule = self._quadrature((slopes[0] + slopes[1]) / 2, slopes[2], 1.0)
+        middle, half = (x + y) / 2, (x - y) / 2
+        nodes = [middle + sign * t * half for t, _ in GAUSS for sign in (1, -1)]
+        slopes = self.slope(jnp.stack([*nodes, middle]))
+        (_, near), (_, far) = GAUSS
+        mean = near * (slopes[0] + slopes[1]) + far * (slopes[2] + slopes[3])
+        by_rule = self._quadrature(mean + 64 / 225 * slopes[4], slopes[4], 2)
         return self._choose(1, (ends[0], rounding[0]), (ends[1], rounding[1]), x - y, by_rule)
 
     def _second(self, low: jax.Array, middle: jax.Array, high: jax.Array) -> Estimate:
         values, errors = self._first(jnp.stack([middle, low]), jnp.stack([high, middle]))
-        total = low + middle + high  # the rule of degree two on the triangle, of area 1/2
-        nodes = (total[None] + 3 * jnp.stack([low, middle, high])) / 6
-        bends = self.curvature(jnp.concatenate([nodes, total[None] / 3])) / 2
-        by_rule = self._quadrature(jnp.mean(bends[:3], axis=0), bends[3], 0.5)
+        mean = (low + middle + high) / 3
+        corners = jnp.stack([low, middle, high]) - mean[None]
+        nodes = [mean[None] + (1 - 3 * t) * corners for t, _ in RADON]
+        bends = self.curvature(jnp.concatenate([*nodes, mean[None]])) / 2
+        (_, near), (_, far) = RADON
+        value = near * jnp.sum(bends[:3], axis=0) + far * jnp.sum(bends[3:6], axis=0)
+        by_rule = self._quadrature(value + 9 / 40 * bends[6], bends[6], 2)
         return self._choose(2, (values[0], errors[0]), (values[1], errors[1]), high - low, by_rule)
 
     def _third(self, low: jax.Array, second: jax.Array, third: jax.Array, high: jax.Array):
@@ -84,17 +105,18 @@ class RealTables:
         )
         points = jnp.stack([low, second, third, high])
         mean = jnp.mean(points, axis=0)
-        # The rule of degree two on the tetrahedron, of volume 1/6.
-        nodes = mean[None] + (points - mean[None]) / 5**0.5
+        # The rule of degree three on the tetrahedron, of volume 1/6.
+        nodes = mean[None] + (points - mean[None]) / 3
         bends = self.jerk(jnp.concatenate([nodes, mean[None]])) / 6
-        by_rule = self._quadrature(jnp.mean(bends[:4], axis=0), bends[4], 0.5)
+        average = (9 * jnp.sum(bends[:4], axis=0) - 16 * bends[4]) / 20
+        by_rule = self._quadrature(average, bends[4], 1)
         return self._choose(3, (values[0], errors[0]), (values[1], errors[1]), high - low, by_rule)
 
-    def _quadrature(self, value: jax.Array, centroid: jax.Array, power: float) -> Estimate:
+    def _quadrature(self, value: jax.Array, centroid: jax.Array, power: int) -> Estimate:
         distance = jnp.abs(value - centroid)
         size = jnp.where(value == 0, 1, jnp.abs(value))
-        error = (distance / size) ** power * distance * (1.0 if power == 1 else 0.1)
-        return value, error + 2 * jnp.finfo(value.dtype).eps * jnp.abs(value)
+        error = (distance / size) ** power * distance
+        return value, error + jnp.finfo(value.dtype).eps * jnp.abs(value)
 
     def _choose(self, order: int, one: Estimate, two: Estimate, gap, by_rule: Estimate) -> Estimate:
         """Return (one - two)/gap or the quadrature, whichever promises the smaller error."""
@@ -102,8 +124,10 @@ class RealTables:
         limit = self.scalar.near_tie * 4 ** (order - 1)  # quotients of quotients lose more digits
         gap = jnp.where(tied, 1, gap)
         error = jnp.where(tied, jnp.inf, (one[1] + two[1]) / jnp.abs(gap))
-        near = tied | (jnp.abs(gap) <= limit * self.scale) & (by_rule[1] < error)
         quotient = (one[0] - two[0]) / gap
+        trusted = jnp.abs(gap) <= limit * self.scale
+        trusted = trusted | (jnp.abs(quotient - by_rule[0]) <= error)
+        near = tied | trusted & (by_rule[1] < error)
         return jnp.where(near, by_rule[0], quotient), jnp.where(near, by_rule[1], error)
 
 
