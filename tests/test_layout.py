@@ -60,7 +60,9 @@ INSIDE = {
     ],
     "algorithms": [
         "orthonormal",
+        "phase",
         "dense",
+        "refinement",
         "jacobi",
         "polar",
         "gram",
@@ -77,7 +79,6 @@ INSIDE = {
         "router",
     ],
     "rules": [
-        "phase",
         "dense",
         "truncated",
         "core",
@@ -151,6 +152,7 @@ INSIDE = {
         "robust",
         "image",
     ],
+    "plot": ["style", "data", "spectra", "geometry", "images", "maps"],
     "cli": ["experiments", "demo", "info", "checkpoint", "page", "report", "compress"],
 }
 
