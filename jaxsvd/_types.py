@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax
+import jax.export
 
 
 class SVDResult(NamedTuple):
@@ -81,3 +82,8 @@ class Info(NamedTuple):
     iterations: jax.Array
     products: jax.Array
     converged: jax.Array
+
+
+# A program exported by `jax.export` may return these; what is written down is their names here.
+for _kind in (SVDResult, CoreSVD, EighResult, CoreEigh, Info):
+    jax.export.register_namedtuple_serialization(_kind, serialized_name=f"jaxsvd.{_kind.__name__}")
