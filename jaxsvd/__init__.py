@@ -8,6 +8,7 @@ from . import lora as lora
 from . import models as models
 from . import norms as norms
 from . import operators as operators
+from . import plot as plot
 from . import regularizers as regularizers
 from . import rules as rules
 from . import streaming as streaming
@@ -72,6 +73,7 @@ __all__ = [
     "models",
     "norms",
     "operators",
+    "plot",
     "randomized_svd",
     "regularizers",
     "residuals",

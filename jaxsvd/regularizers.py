@@ -13,7 +13,7 @@ leaves are matrices, as in every function here:
 """
 
 import html
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -318,6 +318,20 @@ def row_of(layer: str, m: int, n: int, s: np.ndarray) -> Row:
     return Row(layer, shape, float(s[0]), np.sum(x**2), effective, condition, *ranks)
 
 
+def spectra(
+    name: str, params: Any, where: Where = None, axes: Axes = None
+) -> Iterator[tuple[str, tuple[int, int], np.ndarray]]:
+    """Yield path, shape (m, n) and singular values of each selected matrix, batches one by one."""
+    places = _leaves.select(params, where, axes, name=name)
+    for path, matrix in _leaves.matrices(params, places).items():
+        if isinstance(matrix, Tracer):
+            raise TypeError(f"{name}: leaf {path!r} must be a concrete array, got a traced one")
+        values = np.asarray(svdvals(_checks.working(matrix)))
+        for index in np.ndindex(values.shape[:-1]):
+            layer = path + (f"[{', '.join(map(str, index))}]" if index else "")
+            yield layer, (matrix.shape[-2], matrix.shape[-1]), values[index]
+
+
 def report(params: Any, where: Where = None, axes: Axes = None) -> Report:
     """Return a table of the spectra of the selected matrices, from one SVD each.
 
@@ -340,15 +354,8 @@ def report(params: Any, where: Where = None, axes: Axes = None) -> Report:
         w      2 x 2        4    1.25       1.89          2     2     2
     """
     name = "report"
+    rows = [row_of(layer, *shape, s) for layer, shape, s in spectra(name, params, where, axes)]
     places = _leaves.select(params, where, axes, name=name)
-    rows = []
-    for path, matrix in _leaves.matrices(params, places).items():
-        if isinstance(matrix, Tracer):
-            raise TypeError(f"{name}: leaf {path!r} must be a concrete array, got a traced one")
-        values = np.asarray(svdvals(_checks.working(matrix)))
-        for index in np.ndindex(values.shape[:-1]):
-            layer = path + (f"[{', '.join(map(str, index))}]" if index else "")
-            rows.append(row_of(layer, matrix.shape[-2], matrix.shape[-1], values[index]))
     left_out = [
         path
         for path, leaf in _leaves.paths(params)
