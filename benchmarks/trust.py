@@ -17,6 +17,7 @@ from pathlib import Path
 
 import jax
 
+from .lapack import lapack
 from .measure import hardware, versions
 from .trials import Failure, Row
 
@@ -25,7 +26,9 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "trust.json"
 
 # Each is called with whether it shall be quick and yields rows, their names its own.
-TRIALS: list[Callable[[bool], Iterable[Row]]] = []
+TRIALS: list[Callable[[bool], Iterable[Row]]] = [
+    lapack,
+]
 
 
 def number(x: float | None) -> str:

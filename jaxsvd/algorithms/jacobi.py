@@ -79,6 +79,15 @@ def _move(c: Columns) -> Columns:
     return Columns(left, jnp.concatenate([c.right[1:-1], c.left[-1:], c.right[-1:]]), c.out)
 
 
+def _least_norm(dtype) -> float:
+    """Return the norm, of a matrix of size one, below which a column is no direction any more.
+
+    The squares of its entries fall out of range, and its products with other columns lose their
+    digits: 780 eps of orthogonality in single precision where the bound is the root of tiny.
+    """
+    return float(jnp.finfo(dtype).tiny / jnp.finfo(dtype).eps) ** 0.5
+
+
 def _angles(x: jax.Array, y: jax.Array):
     """Return the rotations that make the pairs x, y (pairs, m, chunk) orthogonal.
 
@@ -100,7 +109,8 @@ def _angles(x: jax.Array, y: jax.Array):
     t = jnp.where(rotated, jnp.where(zeta < 0, -t, t), 0)
     cos = lax.rsqrt(1 + t * t)
     sin = (cos * t / divisor).astype(c.dtype) * jnp.conj(c)
-    cosine = jnp.where((a > 0) & (b > 0), size * lax.rsqrt(a) * lax.rsqrt(b), 0)
+    counted = jnp.minimum(a, b) > _least_norm(a.dtype) ** 2
+    cosine = jnp.where(counted, size * lax.rsqrt(a) * lax.rsqrt(b), 0)
     return cos.astype(c.dtype), sin, cosine, jnp.abs(t)
 
 
@@ -129,8 +139,10 @@ def _orthogonalize(columns: jax.Array, rows: int) -> jax.Array:
         c, cosine, tangent = lax.fori_loop(
             0, n - 1 + n % 2, round_, (c, nothing, nothing), unroll=UNROLL
         )
-        # A rotation by a small angle undoes the others by at most tangent * cosine.
-        return c, jnp.max(n * cosine * tangent), number + 1
+        # A rotation undoes the others by at most cosine * tangent in the longer column of a pair,
+        # and in the shorter one, from which it takes its part along the longer, by cosine^2: with
+        # columns of very different norms the angle alone tells nothing.
+        return c, jnp.max(n * cosine * jnp.maximum(tangent, cosine)), number + 1
 
     def unfinished(carry):
         _, left_over, number = carry
@@ -217,9 +229,7 @@ def _triplets(full_matrices: bool, signs: str | None, a: jax.Array, V: jax.Array
         V = jnp.broadcast_to(jnp.eye(n, dtype=a.dtype)[..., None], (n, n, size))
     columns = _orthogonalize(jnp.concatenate([columns, V], axis=1), m)
     columns, S = _sort(columns, _norms(columns[:, :m]))
-    # A column this small is no direction any more: squares of its entries fall out of range, and
-    # its products with others lose their digits (780 eps of orthogonality in single precision).
-    given = S > (jnp.finfo(S.dtype).tiny / _tolerances.eps(S.dtype)) ** 0.5
+    given = S > _least_norm(S.dtype)
     U = columns[:, :m] / jnp.where(given, S, 1).astype(a.dtype)[:, None]
     U = jnp.where(given[:, None], U, 0)
     if full_matrices and m > n:
