@@ -24,7 +24,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from .cells import BARS, HERMITIAN, SVD, Cell, Half, cells
+from .cells import HERMITIAN, SVD, Cell, Half, cells
 from .libraries import LIBRARIES, MODES
 
 MARKERS = ("<!-- derivatives:begin -->", "<!-- derivatives:end -->")
@@ -137,7 +137,7 @@ def as_json(found: list[Cell], half: Half = SVD) -> str:
     )
     head = {
         "versions": versions(),
-        "bars": BARS,
+        "bars": half.bars,
         "libraries": list(dict.fromkeys(cell.library for cell in found)),
         "not representable": not_representable(found),
     }

@@ -82,7 +82,9 @@ def eigh(
     `hermitian_map` or `hermitian_sum`; for subspaces and whole blocks `core_eigh`, which divides by
     no gap inside the block.
 
-    Cost: one eigendecomposition, about 9 n^3 flops; a derivative three products of n^3.
+    Cost: one eigendecomposition, about 9 n^3 flops; a derivative three products of n^3. In single
+    precision matrices of up to 128 rows get a step of refinement, which leaves values and vectors
+    right to about one eps (`algorithms.refinement`).
 
     Args:
         a: Hermitian array (..., n, n), dtypes as in `svd`.
@@ -115,7 +117,8 @@ def eigh(
          [1. 1. 0.]]
 
     References:
-        Giles (2008), "An extended collection of matrix derivative results", section 3.1.
+        Giles (2008), "An extended collection of matrix derivative results", section 3.1; Ogita and
+        Aishima (2018), "Iterative refinement for symmetric eigenvalue decomposition".
     """
     name = "eigh"
     a = _checks.square(name, a)

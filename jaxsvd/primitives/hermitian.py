@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .. import _checks
+from ..algorithms import refinement
 from ..rules.dense import herm
 from ..rules.hermitian import EigenvaluesToThirdOrder, from_triangle
 from .disturbance import eigen_numbers
@@ -20,12 +21,13 @@ from .spectral import apply, frechet, total
 def numbers(a: jax.Array, *, raw: bool = False) -> tuple[jax.Array, jax.Array]:
     """Return eigenvalues, ascending, and eigenvectors of one Hermitian matrix as constants.
 
-    ``raw`` says that the rule they are for drops terms at ties.
+    Those of a small matrix in single precision are refined. ``raw`` says that the rule they are for
+    drops terms at ties.
     """
 
     def solve(a):
         Q, w = lax.linalg.eigh(a, symmetrize_input=False)
-        return w, Q
+        return refinement.refined(a, w, Q) if refinement.wanted(a) else (w, Q)
 
     a = lax.stop_gradient(a)
     return eigen_numbers(a, solve(a), solve, raw=raw)

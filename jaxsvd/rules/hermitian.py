@@ -17,8 +17,9 @@ they are far apart relative to each other; x^(-1/4) at 1e-6 needs the quotient w
 
     quotient      rounding: eps (|f(x)| + |f(y)|) / |x - y|, and the same upwards through the orders
     quadrature    the distance d to the value Q at the centroid, of second order in the gap, times
-                  |d/Q|^2 for the rules of Gauss and of Radon (degree five, so an error of sixth
-                  order) and |d/Q| for that on the tetrahedron (degree three, fourth order)
+                  |d/Q|^2 for Radon's rule on the triangle (degree five, so an error of sixth
+                  order) and, on the safe side, for that of Gauss (degree nine); |d/Q| for the one
+                  on the tetrahedron (degree three, fourth order)
 
 A kink between the points of a quadrature goes unnoticed by its estimate. So beyond the small gaps
 of `near_tie` quadrature serves only where the quotient agrees to within its own rounding.
