@@ -22,6 +22,18 @@ def _fields(line: str) -> list[str]:
     return [field.strip() for field in line.split(separator)]
 
 
+def _lines(path: str | os.PathLike) -> Iterator[str]:
+    with open(path, encoding="utf-8-sig") as file:
+        try:
+            yield from file
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: wanted text in UTF-8, got {error}") from None
+
+
+# Ratings are kept in single precision.
+LARGEST = float(np.finfo(np.float32).max)
+
+
 def read_ratings(path: str | os.PathLike) -> tuple[list[str], list[str], np.ndarray, np.ndarray]:
     """Return user names, item names, ratings (p,) and timestamps (p,) of a text file.
 
@@ -31,32 +43,32 @@ def read_ratings(path: str | os.PathLike) -> tuple[list[str], list[str], np.ndar
 
     Raises:
         ValueError: a line has too few or too many fields, or a rating or timestamp that is not a
-            finite number; the message names file, line and content.
+            finite number (a rating in single precision); the message names file, line and content.
+            Or the file is no text in UTF-8.
     """
     users, items, values, times = [], [], [], []
-    with open(path, encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
+    for number, line in enumerate(_lines(path), 1):
+        if not line.strip():
+            continue
+        fields = _fields(line)
+        try:
+            if not 3 <= len(fields) <= 4 or not all(fields[:3]):
+                raise ValueError
+            if number == 1 and fields[2][:1].isalpha() and fields[2].lower() != "nan":
                 continue
-            fields = _fields(line)
-            try:
-                if not 3 <= len(fields) <= 4 or not all(fields[:3]):
-                    raise ValueError
-                if number == 1 and fields[2][:1].isalpha() and fields[2].lower() != "nan":
-                    continue
-                value, time = float(fields[2]), float(fields[3]) if len(fields) == 4 else 0.0
-                if not (np.isfinite(value) and np.isfinite(time)):
-                    raise ValueError
-            except ValueError:
-                text = line.strip()
-                raise ValueError(
-                    f"{path}, line {number}: wanted `user item rating` or `user item rating "
-                    f"timestamp` with finite numbers, got {text[:60]!r}"
-                ) from None
-            users.append(fields[0])
-            items.append(fields[1])
-            values.append(value)
-            times.append(time)
+            value, time = float(fields[2]), float(fields[3]) if len(fields) == 4 else 0.0
+            if not (abs(value) <= LARGEST and np.isfinite(time)):
+                raise ValueError
+        except ValueError:
+            text = line.strip()
+            raise ValueError(
+                f"{path}, line {number}: wanted `user item rating` or `user item rating "
+                f"timestamp` with finite numbers of single precision, got {text[:60]!r}"
+            ) from None
+        users.append(fields[0])
+        items.append(fields[1])
+        values.append(value)
+        times.append(time)
     if not values:
         raise ValueError(f"{path}: wanted at least one line `user item rating`, got none")
     return users, items, np.array(values), np.array(times)
@@ -93,14 +105,24 @@ def save_arrays(path: str | os.PathLike, arrays: Mapping[str, Any]) -> None:
                 np.lib.format.write_array(file, np.asarray(x), allow_pickle=False)
 
 
-def _read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    try:
-        with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except OSError:
-        raise
-    except Exception as error:  # zipfile.BadZipFile, and what else a damaged archive raises
-        raise ValueError(f"{path}: wanted an .npz file of arrays, got {error}") from None
+def read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Return the arrays of a .npz file by name; nothing is unpickled.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: it is no .npz, is damaged, or holds something else than arrays.
+    """
+    with open(path, "rb") as handle:
+        try:
+            with np.load(handle, allow_pickle=False) as file:
+                found = {name: file[name] for name in file.files}
+            others = [name for name, x in found.items() if not isinstance(x, np.ndarray)]
+            if others:
+                raise ValueError(f"one that holds {others[0]!r}, which is no array")
+        except Exception as error:  # what a damaged archive raises is of many kinds
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{path}: wanted an .npz file of arrays, got {reason}") from None
+    return found
 
 
 def load_arrays(path: str | os.PathLike, names: tuple[str, ...]) -> dict[str, np.ndarray]:
@@ -109,7 +131,7 @@ def load_arrays(path: str | os.PathLike, names: tuple[str, ...]) -> dict[str, np
     Raises:
         ValueError: the file holds other arrays, or is no .npz.
     """
-    found = _read_npz(path)
+    found = read_npz(path)
     if set(found) != set(names):
         raise ValueError(f"{path}: wanted the arrays {sorted(names)}, got {sorted(found)}")
     return found
@@ -190,13 +212,15 @@ def _read_safetensors(path: str | os.PathLike) -> Checkpoint:
 
 
 def _read_npz_checkpoint(path: str | os.PathLike) -> Checkpoint:
-    arrays = _read_npz(path)
+    arrays = read_npz(path)
     raw = arrays.pop(METADATA, None)
     try:
         metadata = {} if raw is None else dict(json.loads(raw.tobytes()))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {METADATA} must hold JSON, got {error}") from None
-    dtypes = json.loads(metadata.pop("dtypes", "{}"))
+        dtypes = dict(json.loads(metadata.pop("dtypes", "{}")))
+        if not all(isinstance(value, str) for value in (*metadata.values(), *dtypes.values())):
+            raise TypeError("something else than text")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path}: {METADATA} must hold JSON of texts, got {error}") from None
     for name, x in arrays.items():
         if x.dtype.kind == "V" and x.dtype.names is None:
             dtype = dtypes.get(name, "bfloat16" if x.dtype.itemsize == 2 else None)
@@ -204,6 +228,11 @@ def _read_npz_checkpoint(path: str | os.PathLike) -> Checkpoint:
                 raise ValueError(
                     f"{path}: leaf {name!r} must be of a dtype that .npz can name, got bytes of "
                     f"size {x.dtype.itemsize}; .safetensors names all of them"
+                )
+            if dtype not in _DTYPES.values() or jnp.dtype(dtype).itemsize != x.dtype.itemsize:
+                raise ValueError(
+                    f"{path}: leaf {name!r} must be bytes of its dtype, got {dtype} for bytes of "
+                    f"size {x.dtype.itemsize}"
                 )
             arrays[name] = x.view(jnp.dtype(dtype))
         elif x.dtype.kind not in "biufc":

@@ -393,3 +393,20 @@ def test_bad_input():
         recommender.fold_in(state, recommender.ratings([0], [30], [1.0]))
     with pytest.raises(ValueError, match="`fraction` must be in"):
         recommender.split(data, 1.0)
+
+
+@pytest.mark.x32
+def test_double_values_become_single_without_a_warning_where_x64_is_off():
+    with jax.enable_x64(False):
+        data = recommender.ratings([0, 1], [1, 0], np.array([1.0, 2.0]), (2, 2))
+    assert data.values.dtype == np.float32
+    assert data.values.tolist() == [1, 2]
+
+
+def test_files_that_are_no_text_or_hold_numbers_beyond_single_precision(tmp_path):
+    path = tmp_path / "r.dat"
+    for content in (b"1::2::3\n\xff::1::2\n", b"1::2::1e39\n", b"1::2::3::1e999\n"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"r\.dat") as caught:
+            recommender.load(path)
+        assert "\n" not in str(caught.value)

@@ -14,6 +14,8 @@ import jax
 import numpy as np
 from jax import lax
 
+from .. import _files
+
 State = TypeVar("State")
 
 # Seconds between two saves of a running state.
@@ -80,29 +82,31 @@ def save(path: str | os.PathLike, state: Any, label: str) -> None:
     """Write the arrays of a pytree to a file, whole or not at all."""
     leaves: dict[str, Any] = {"label": np.array(label)}
     leaves |= {f"leaf{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
-    partial = f"{os.fspath(path)}.partial"
-    with open(partial, "wb") as file:
-        np.savez(file, **leaves)
-    os.replace(partial, path)
+    _files.save_arrays(path, leaves)
 
 
 def load(path: str | os.PathLike, like: State, label: str) -> State:
     """Return the pytree of a file that `save` wrote, of the structure of another one."""
     leaves, structure = jax.tree.flatten(like)
+    where = f"checkpoint: {os.fspath(path)!r}"
     try:
-        with np.load(path, allow_pickle=False) as file:
-            found = str(file["label"])
-            arrays = [file[f"leaf{i}"] for i in range(len(leaves))] if found == label else []
+        arrays = _files.read_npz(path)
+        found = str(arrays.pop("label"))
     except (OSError, KeyError, ValueError) as error:
-        raise ValueError(
-            f"checkpoint: {os.fspath(path)!r} must be a file that a stopped run left, got {error}"
-        ) from None
+        raise ValueError(f"{where} must be a file that a stopped run left, got {error}") from None
     if found != label:
         raise ValueError(
-            f"checkpoint: {os.fspath(path)!r} must be of the same computation, {label}, got "
-            f"{found}; remove it to start anew"
+            f"{where} must be of the same computation, {label}, got {found}; remove it to start "
+            "anew"
         )
-    return structure.unflatten(arrays)
+    wanted = {f"leaf{i}": leaf for i, leaf in enumerate(leaves)}
+
+    def fits(x: np.ndarray, leaf: Any) -> bool:  # shapes may grow; a Python number has no dtype
+        return x.ndim == np.ndim(leaf) and x.dtype == getattr(leaf, "dtype", x.dtype)
+
+    if set(arrays) != set(wanted) or not all(fits(arrays[name], wanted[name]) for name in wanted):
+        raise ValueError(f"{where} must hold the arrays of this computation; it is damaged")
+    return structure.unflatten([arrays[name] for name in wanted])
 
 
 @contextlib.contextmanager

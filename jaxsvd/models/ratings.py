@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from .. import _checks
@@ -99,7 +99,9 @@ def ratings(users: Any, items: Any, values: Any, shape: tuple[int, int] | None =
     place = u.astype(np.int64) * shape[1] + i
     _, last = np.unique(place[::-1], return_index=True)  # the first of the reversed
     keep = np.sort(u.size - 1 - last)
-    dtype = np.dtype(jnp.result_type(v.dtype)) if v.dtype == np.float64 else np.dtype(np.float32)
+    dtype = (
+        jax.dtypes.canonicalize_dtype(v.dtype) if v.dtype == np.float64 else np.dtype(np.float32)
+    )
     return Ratings(u[keep].astype(np.int32), i[keep].astype(np.int32), v[keep].astype(dtype), shape)
 
 

@@ -217,8 +217,9 @@ def _numpy_file(path: str) -> Source:
                 (2, 0): np.lib.format.read_array_header_2_0,
             }[version]
             shape, fortran, dtype = read(file)
-        except (ValueError, KeyError) as error:
-            raise ValueError(f"{NAME}: {label} must be a .npy file, got {error}") from None
+        except Exception as error:  # what a damaged header raises is of many kinds
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{NAME}: {label} must be a .npy file, got {reason}") from None
         offset = file.tell()
     _refuse_columns(label, fortran and len(shape) == 2 and min(shape) > 1)
     return File(label, path, offset, shape, dtype)
