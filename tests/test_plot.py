@@ -322,6 +322,16 @@ def test_bad_arguments(call, error, said):
     assert "\n" not in str(caught.value)
 
 
+def test_style_leaves_other_settings_as_they_became():
+    before = mpl.is_interactive()
+    try:
+        with plot.style():
+            mpl.interactive(not before)  # as a notebook's backend does when it is loaded
+        assert mpl.is_interactive() is not before
+    finally:
+        mpl.interactive(before)
+
+
 def test_style_is_lent_and_given_back():
     with plot.style():
         assert not mpl.rcParams["axes.spines.top"]

@@ -69,9 +69,15 @@ def style() -> Iterator[None]:
         (False, True)
     """
     matplotlib = _matplotlib("style")
-    colours = {"axes.prop_cycle": matplotlib.cycler(color=PALETTE)}
-    with matplotlib.rc_context({**_SETTINGS, **colours}):
+    settings = {**_SETTINGS, "axes.prop_cycle": matplotlib.cycler(color=PALETTE)}
+    before = {key: matplotlib.rcParams[key] for key in settings}
+    # Not rc_context, which puts back all settings: the first picture of a notebook loads the
+    # backend, which makes matplotlib interactive; undone, no later picture would be shown.
+    matplotlib.rcParams.update(settings)
+    try:
         yield
+    finally:
+        matplotlib.rcParams.update(before)
 
 
 @contextlib.contextmanager
