@@ -270,12 +270,12 @@ def ratio(outcome: Outcome) -> float:
     return outcome.distance / ARRIVED
 
 
-def trial(quick: bool) -> Iterator[Row]:
+def long_runs(quick: bool) -> Iterator[Row]:
     """Yield the row of `benchmarks.trust`."""
     steps = 500 if quick else 10_000
     cases = [(name, lambda run=run: ratio(follow(run, steps))) for name, run in RUNS.items()]
     yield judge(
-        f"{steps:,} optimisation steps through each of these",
+        f"{steps:,} optimisation steps through each primitive",
         cases,
         BAR,
         note="distance from a target with ties and zeros, over eps^(3/4)",

@@ -9,6 +9,7 @@ every run, so who changes such a line learns of it there.
 """
 
 import argparse
+import datetime
 import json
 import os
 import re
@@ -21,9 +22,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from .measure import hardware
 from .trials import Failure, Row
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "mutations.json"
 NEEDED = ("jaxsvd", "tests", "benchmarks", "conftest.py", "pyproject.toml", "README.md")
 # Of tests that run in half a minute; a fault that makes a loop endless is not caught by them.
 LIMIT = 400
@@ -348,12 +351,21 @@ def is_right(outcome: Outcome) -> bool:
     return outcome.caught
 
 
-def trial(quick: bool) -> Iterator[Row]:
-    """Yield the row of `benchmarks.trust`: a fault that no test sees is a failure of it."""
+def write(found: Iterable[Outcome], path: Path = RESULTS) -> None:
+    """Write which test caught which fault."""
+    rows = [o._asdict() | {"seconds": round(o.seconds)} for o in found]
+    content = {"date": datetime.date.today().isoformat(), "hardware": hardware(), "outcomes": rows}
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def planted_faults(quick: bool) -> Iterator[Row]:
+    """Yield the row of `benchmarks.trust`; all faults write benchmarks/results/mutations.json."""
     found = list(outcomes(FAULTS[:2] if quick else FAULTS, whole=not quick))
+    if not quick:
+        write(found)
     missed = tuple(Failure(o.name, o.text[:100]) for o in found if not is_right(o))
     count = sum(not o.name.startswith("no fault") for o in found)
-    yield Row("faults planted in the source, seen by a test", count, None, None, missed)
+    yield Row("faults planted in the source, each to be seen by a test", count, None, None, missed)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -362,7 +374,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--only", nargs="+", metavar="WORD", help="faults with one of these words")
     parser.add_argument("--skip-whole", action="store_true", help="no run without a fault")
-    parser.add_argument("--json", help="where the table goes")
+    parser.add_argument("--json", type=Path, help="where the table goes")
     args = parser.parse_args(argv)
     chosen = [f for f in FAULTS if not args.only or any(word in f.name for word in args.only)]
     found = []
@@ -374,8 +386,7 @@ def main(argv: list[str] | None = None) -> int:
     caught = sum(outcome.caught for outcome in found)
     print(f"{caught} of {len(chosen)} faults caught")
     if args.json:
-        rows = [o._asdict() | {"seconds": round(o.seconds)} for o in found]
-        Path(args.json).write_text(json.dumps(rows, indent=1) + "\n")
+        write(found, args.json)
     return bool(wrong)
 
 

@@ -17,8 +17,11 @@ from pathlib import Path
 
 import jax
 
+from .fuzz import fuzzing
 from .lapack import lapack
+from .longrun import long_runs
 from .measure import hardware, versions
+from .mutations import planted_faults
 from .trials import Failure, Row
 
 MARKERS = ("<!-- trust:begin -->", "<!-- trust:end -->")
@@ -28,6 +31,9 @@ RESULTS = ROOT / "benchmarks" / "results" / "trust.json"
 # Each is called with whether it shall be quick and yields rows, their names its own.
 TRIALS: list[Callable[[bool], Iterable[Row]]] = [
     lapack,
+    fuzzing,
+    long_runs,
+    planted_faults,
 ]
 
 
