@@ -91,7 +91,7 @@ def _derivatives(stem: str, content: dict, files: dict) -> str:
             axes.set(title=ORDERS[order], xlabel="cells: a loss, a matrix, a way to differentiate")
             axes.grid(axis="y", visible=False)
         axes.invert_yaxis()
-        axes.legend(loc="upper right", ncols=2, fontsize=8)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
         files[f"benchmarks/{stem}.svg"] = _svg(figure)
     rows = [
         [name, *(share(counts[library, order, name]) for order in ORDERS for library in libraries)]

@@ -29,7 +29,7 @@ LINK = re.compile(r"(\]\()([\w./-]+)(\)|#)")
 def _linked(page: str, source: str, text: str) -> str:
     """Turn links between files of the tree into links between pages."""
     depth = page.count("/")
-    pages = {path: name for name, path in INCLUDED.items()}
+    pages = {path: name for name, path in INCLUDED.items()} | {"notebooks": "notebooks/index.md"}
 
     def moved(match: re.Match) -> str:
         target = (Path(source).parent / match[2]).as_posix()
@@ -46,7 +46,9 @@ def included(page: str, source: str) -> str:
     text = text.replace("<details>", '<details markdown="1">').replace(
         "```python\n>>>", "```pycon\n>>>"
     )
-    return re.sub(r'src="docs/', 'src="', text)
+    # No pages beside the home page in its navigation.
+    head = "---\nhide: [navigation]\n---\n" if page == "index.md" else ""
+    return head + re.sub(r'src="docs/', 'src="', text)
 
 
 def on_config(config):

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from ..plot.data import tails
+from ..plot.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION
 from .experiments import (
     GAPS,
     RANKS,
@@ -28,9 +30,6 @@ if TYPE_CHECKING:
 STEPS = 100
 _NEEDED = {"matplotlib": "matplotlib", "sklearn": "scikit-learn", "tqdm": "tqdm", "PIL": "pillow"}
 
-# Okabe and Ito's colours, told apart with any kind of colour vision.
-BLUE, ORANGE, GREEN, VERMILION, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"
-SKY, GREY = "#56B4E9", "#8c8c8c"
 _DIGITS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, "black", "#882255", "#999933", GREY)
 _CHANNELS = (("red", VERMILION, "-"), ("green", GREEN, "--"), ("blue", BLUE, ":"))
 _FUNCTIONS = {
@@ -148,15 +147,16 @@ def _draw_photo(p: Photo, pictures: "list[Axes]", spectrum: "Axes", errors: "Axe
         spectrum.loglog(np.arange(1, len(s) + 1), s, style, color=colour, label=name)
     spectrum.set(title="Singular values of the photograph", xlabel="index", ylabel="value")
     spectrum.legend(title="channel")
-    tails = np.sqrt(np.cumsum((p.values**2).sum(axis=0)[::-1])[::-1] / np.sum(p.values**2))
-    errors.semilogy(np.arange(1, len(tails)), tails[1:], color=BLUE, label="Eckart-Young")
+    promised = tails(np.sqrt((p.values**2).sum(axis=0)))[1:-1]  # of all channels together
+    errors.semilogy(np.arange(1, len(promised) + 1), promised, color=BLUE, label="Eckart-Young")
     errors.plot(RANKS, p.measured, "o", color=ORANGE, markeredgecolor="black", label="measured")
     errors.set(title="Error of the compressed photograph", xlabel="rank")
     errors.set_ylabel("relative error (Frobenius)")
     errors.legend()
 
 
-def _draw_tie(tie: Tie, axes: "Axes") -> None:
+def draw_tie(tie: Tie, axes: "Axes") -> None:
+    """Draw the error of each gradient against the gap, and what it is at a gap of zero."""
     at_zero = GAPS[-1] / 10  # where a gap of 0 is drawn
     for name, (colour, marker, size) in _FUNCTIONS.items():
         style = {"marker": marker, "color": colour, "markersize": size}
@@ -197,7 +197,7 @@ def picture(digits: Digits, photo: Photo, tie: Tie) -> bytes:
     below = cast("list[Axes]", left.subplots(1, 2))
     _draw_digits(digits, *above)
     _draw_photo(photo, list(middle.subplots(1, 4)), *below)
-    _draw_tie(tie, right.subplots())
+    draw_tie(tie, right.subplots())
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=100)
     return file.getvalue()

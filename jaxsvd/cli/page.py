@@ -5,6 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..plot.data import energy
+from ..plot.style import BLUE, PALETTE
+
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 78rem;
   padding: 0 1rem; color: #1c1c1c; background: #fff; }
@@ -14,9 +17,6 @@ th { border-bottom: 1px solid #888; } td { border-bottom: 1px solid #ddd; }
 th:nth-child(-n+3), td:nth-child(-n+3) { text-align: left; }
 td { font-variant-numeric: tabular-nums; } svg text { font: 11px system-ui, sans-serif; }
 """
-
-# Okabe and Ito's colours, told apart with any kind of colour vision.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 
 FLOOR = 1e-6  # values below it, relative to the largest, are drawn on the lowest line
 _WIDTH, _HEIGHT, _LEFT, _BELOW = 560, 300, 46, 40
@@ -33,10 +33,6 @@ def _path(x: np.ndarray, y: np.ndarray, width: float, height: float) -> str:
 def _heights(s: np.ndarray) -> np.ndarray:
     """Return s / s_1 on a logarithmic scale, FLOOR at 0 and 1 at 1."""
     return 1 - np.log10(np.maximum(s / s[0], FLOOR)) / np.log10(FLOOR)
-
-
-def _energy(s: np.ndarray) -> np.ndarray:
-    return np.cumsum(np.square(s / s[0])) / np.sum(np.square(s / s[0]))
 
 
 def _chart(
@@ -56,7 +52,7 @@ def _chart(
         lines.append(f'<text x="{x:.0f}" y="{_HEIGHT + 16}" text-anchor="middle">{share} %</text>')
     lines.append(f'<text x="{_WIDTH / 2}" y="{_HEIGHT + 34}" text-anchor="middle">{across}</text>')
     for i, (name, path) in enumerate(curves):
-        colour = _COLOURS[i % len(_COLOURS)]
+        colour = PALETTE[i % len(PALETTE)]
         lines.append(
             f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="1.5" opacity="0.75">'
             f"<title>{html.escape(name)}</title></path>"
@@ -68,7 +64,7 @@ def _spark(s: np.ndarray) -> str:
     if not s.size or not s[0] > 0:
         return ""
     path = _path(np.linspace(0, 1, s.size), _heights(s), 120, 22)
-    return f'<svg width="122" height="24"><path d="{path}" fill="none" stroke="#0072B2"/></svg>'
+    return f'<svg width="122" height="24"><path d="{path}" fill="none" stroke="{BLUE}"/></svg>'
 
 
 def of_report(
@@ -92,7 +88,7 @@ def of_report(
     for name, s in drawn:
         shares = np.arange(1, s.size + 1) / s.size
         values.append((name, _path(shares, _heights(s), _WIDTH, _HEIGHT)))
-        energies.append((name, _path(shares, _energy(s), _WIDTH, _HEIGHT)))
+        energies.append((name, _path(shares, energy(s), _WIDTH, _HEIGHT)))
     decades = [(1 - i / 6, f"1e-{i}" if i else "1") for i in range(7)]
     percents = [(i / 4, f"{25 * i} %") for i in range(5)]
     across = "index by min(m, n)"
