@@ -12,12 +12,13 @@ import datetime
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import jax
 
 from .fuzz import fuzzing
+from .hard import hard
 from .lapack import lapack
 from .longrun import long_runs
 from .measure import hardware, versions
@@ -31,6 +32,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "trust.json"
 # Each is called with whether it shall be quick and yields rows, their names its own.
 TRIALS: list[Callable[[bool], Iterable[Row]]] = [
     lapack,
+    hard,
     fuzzing,
     long_runs,
     planted_faults,
@@ -90,9 +92,8 @@ def from_results() -> tuple[list[Row], str, str]:
     return rows, min(dates), content["hardware"]
 
 
-def run(quick: bool, words: list[str] | None = None) -> list[Row]:
-    """Return the rows of the trials whose name holds one of the words, or of all."""
-    found = []
+def run(quick: bool, words: list[str] | None = None) -> Iterator[Row]:
+    """Yield the rows of the trials whose name holds one of the words, or of all."""
     for trial in TRIALS:
         if words and not any(word in trial.__name__ for word in words):
             continue
@@ -105,8 +106,7 @@ def run(quick: bool, words: list[str] | None = None) -> list[Row]:
                 file=sys.stderr,
                 flush=True,
             )
-            found.append(row)
-    return found
+            yield row
 
 
 def main() -> int:
@@ -122,13 +122,15 @@ def main() -> int:
         rows, date, machine = from_results()
     else:
         jax.config.update("jax_enable_x64", True)
-        rows = run(arguments.quick, arguments.only)
+        rows = []
+        for row in run(arguments.quick, arguments.only):
+            rows.append(row)
+            if arguments.write:  # at once: a later trial may take an hour, or be stopped
+                store([row])
         date, machine = datetime.date.today().isoformat(), hardware()
     if arguments.write:
         from .derivatives import update
 
-        if not arguments.from_results:
-            store(rows)
         update(ROOT / "README.md", markdown(*from_results()), MARKERS)
     print(markdown(rows, date, machine))
     return 1 if any(not f.reason for row in rows for f in row.failures) else 0
