@@ -201,7 +201,7 @@ TRAINING = {
     "prox_nuclear": updated(optimizers.prox_nuclear(0.1)),
     "scale_by_low_rank": updated(
         optimizers.scale_by_low_rank(2, optax.trace(0.9))
-    ),  # Adam of optax 0.2.6 mixes dtypes
+    ),  # the Adam of optax mixes dtypes
 }
 
 MODELS = {
