@@ -80,6 +80,7 @@ INSIDE = {
     ],
     "rules": [
         "dense",
+        "conjugate_gradients",
         "truncated",
         "core",
         "eigh",

@@ -42,8 +42,9 @@ from jax import lax
 from .. import _tolerances
 from .._types import CoreEigh, EighResult
 from ..algorithms.lanczos import distances
-from ..algorithms.products import adjoint_product, alike, product
+from ..algorithms.products import adjoint_product, product
 from ..operators.base import Operator
+from .conjugate_gradients import solve
 from .dense import guarded_reciprocal, herm
 from .eigh import differences
 from .truncated import project_out, solve_linear
@@ -106,66 +107,36 @@ def iterative_numbers(
     w, Q = (lax.stop_gradient(x) for x in ritz)
     A = lax.stop_gradient(A)
     scale, dtype = _size(w), Q.dtype
-    limits = jnp.finfo(w.dtype)
     Q, extra = Q[:, :k], Q[:, k:]
     w = w / scale
     # All distances of this system are positive: of w_j from what was discarded, times +1 or -1.
     sign, distance = distances(which, w[:k], w[k:])
     if extra.shape[1]:
-        level = jnp.maximum(distance[-1:], limits.eps)
+        level = jnp.maximum(distance[-1:], _tolerances.eps(w.dtype))
         weight = (level / jnp.maximum(distance, 1e-3 * level) - 1).astype(dtype)
 
     def apply(X):
         AX = project_out(Q, A.matmat(X) / scale.astype(dtype))
-        return sign.astype(dtype)[None, :] * (w.astype(dtype)[None, :k] * X - AX)
+        TX = sign.astype(dtype)[None, :] * (w.astype(dtype)[None, :k] * X - AX)
+        return TX, jnp.zeros((), dtype)
 
     def precondition(X):
         if not extra.shape[1]:
             return X
         return X + product(extra, weight * adjoint_product(extra, X))
 
-    def dots(X, Y):
-        return jnp.sum(jnp.real(jnp.conj(X) * Y), axis=0)
-
     def conjugate_gradients(b):
-        # Each right-hand side is divided by its largest entry: squares neither over- nor underflow.
-        size = jnp.max(jnp.abs(b), axis=0, keepdims=True)
-        weight_of = (size / jnp.maximum(jnp.max(size), limits.tiny))[0] ** 2
-        size = jnp.where(size > 0, size, 1).astype(dtype)
-        b = b / size
-        z = precondition(b)
-        first = dots(b, z)
-        least, target = limits.eps**2 * first, tol**2 * jnp.sum(weight_of * first)
-
-        def more(state):
-            *_, rz, active, i, _ = state
-            return (jnp.sum(weight_of * rz) > target) & jnp.any(active) & (i < max_iterations)
-
-        def iterate(state):
-            x, res, p, rz, active, i, broken = state
-            Tp = apply(p)
-            curvature = dots(p, Tp)
-            # An indefinite system (w_j within the discarded values): stop the column where it is.
-            broken = broken | (active & ~(curvature > 0))
-            active = active & (curvature > 0)
-            alpha = jnp.where(active, rz / jnp.where(curvature > 0, curvature, 1), 0)
-            alpha = alpha[None, :].astype(dtype)
-            x, res = x + alpha * p, res - alpha * Tp
-            z = precondition(res)
-            rz_new = dots(res, z)
-            beta = jnp.where(active, rz_new / jnp.where(rz > 0, rz, 1), 0)[None, :].astype(dtype)
-            p = jnp.where(active[None, :], z + beta * p, p)
-            rz = jnp.where(active, rz_new, rz)
-            return x, res, p, rz, active & (rz > least), i + 1, broken
-
-        nothing = jnp.zeros(b.shape[1], bool)
-        state = jnp.zeros_like(b), b, z, first, first > 0, 0, nothing
-        state = alike(state, b, Q, tol)
-        x, _, _, rz, _, _, broken = lax.while_loop(more, iterate, state)
-        if strict:
-            far = jnp.sum(weight_of * rz) > target
-            size = jnp.where(far | broken[None, :], jnp.nan, size)
-        return x * size
+        return solve(
+            apply,
+            precondition,
+            b,
+            jnp.zeros((1, k), dtype),
+            lambda _, rz, __: rz,  # the error in the norm of the system, but for the preconditioner
+            tol=tol,
+            max_iterations=max_iterations,
+            strict=strict,
+            others=(Q,),
+        ).X
 
     def outer(b: jax.Array) -> jax.Array:
         outside = project_out(Q, b)

@@ -35,9 +35,10 @@ from jax import lax
 
 from .. import _tolerances
 from .._types import SVDResult
-from ..algorithms.products import adjoint, adjoint_product, alike, product
+from ..algorithms.products import adjoint, adjoint_product, product
 from ..operators.base import Operator
 from ..operators.dense import Dense
+from .conjugate_gradients import solve
 from .dense import guarded_reciprocal, herm, reciprocals, skew
 
 Pair = tuple[jax.Array, jax.Array]
@@ -136,7 +137,7 @@ def iterative_numbers(
     largest = jnp.where(S[0] > 0, S[0], 1)
     r = (s / largest)[None, :]
     r_inv = guarded_reciprocal(r, _tolerances.rank_tol(S.dtype, m, n))
-    dtype, limits = U.dtype, jnp.finfo(S.dtype)
+    dtype = U.dtype
 
     def shorter_first(X, Y):
         return (X, Y) if m <= n else (Y, X)
@@ -156,57 +157,26 @@ def iterative_numbers(
         extra = Q[:, k:]
         return X + product(extra, weight * adjoint_product(extra, X))
 
-    def dots(X, Y):
-        return jnp.sum(jnp.real(jnp.conj(X) * Y), axis=0)
+    def apply(p):
+        # To project this too would change the system by the square of the residual only.
+        down_p = down(p) / largest.astype(dtype)
+        return p - apply_up(down_p) * (r_inv**2).astype(dtype), down_p
 
     def conjugate_gradients(b):
-        # Each right-hand side is divided by its largest entry: squares neither over- nor underflow.
-        size = jnp.max(jnp.abs(b), axis=0, keepdims=True)
-        weight_of = (size / jnp.maximum(jnp.max(size), limits.tiny))[0] ** 2
-        size = jnp.where(size > 0, size, 1).astype(dtype)
-        b = b / size
-        squares = dots(b, b)
-        least, target = limits.eps**2 * squares, tol**2 * jnp.sum(weight_of * squares)
-
-        def more(state):
-            *_, left, active, i, _ = state
-            return (jnp.sum(weight_of * left) > target) & jnp.any(active) & (i < max_iterations)
-
-        def iterate(state):
-            x, down_x, res, z, p, rz, _, active, i, broken = state
-            # To project this too would change the system by the square of the residual only.
-            down_p = down(p) / largest.astype(dtype)
-            Tp = p - apply_up(down_p) * (r_inv**2).astype(dtype)
-            curvature, length = dots(p, Tp), dots(p, p)
-            # An indefinite system (s_j below a discarded value): stop the column where it is.
-            broken = broken | (active & ~(curvature > 0))
-            active = active & (curvature > 0)
-            alpha = jnp.where(active, rz / jnp.where(curvature > 0, curvature, 1), 0)
-            alpha = alpha[None, :].astype(dtype)
-            x, down_x, res = x + alpha * p, down_x + alpha * down_p, res - alpha * Tp
-            z = precondition(res)
-            rz_new = dots(res, z)
-            beta = jnp.where(active, rz_new / jnp.where(rz > 0, rz, 1), 0)[None, :].astype(dtype)
+        x, down_x, last = solve(
+            apply,
+            precondition,
+            b,
+            jnp.zeros((Q_other.shape[0], k), dtype),
             # Of the error z in x, A_perp hands on to the other side the share it did of p.
-            share = jnp.clip(1 - curvature / jnp.where(length > 0, length, 1), 0, 1)
-            p = jnp.where(active[None, :], z + beta * p, p)
-            rz = jnp.where(active, rz_new, rz)
-            squares = dots(res, res)
-            active = active & (squares > least)
-            return x, down_x, res, z, p, rz, share * squares, active, i + 1, broken
-
-        z = precondition(b)
-        active = squares > 0
-        nothing = jnp.zeros_like(active)
-        zeros = jnp.zeros((Q_other.shape[0], k), dtype)
-        state = (jnp.zeros_like(b), zeros, b, z, z, dots(b, z), squares, active, 0, nothing)
-        state = alike(state, b, Q, Q_other, tol)
-        x, down_x, _, z, _, _, left, _, _, broken = lax.while_loop(more, iterate, state)
-        if strict:
-            far = jnp.sum(weight_of * left) > target
-            size = jnp.where(far | broken[None, :], jnp.nan, size)
+            lambda squares, _, share: share * squares,
+            tol=tol,
+            max_iterations=max_iterations,
+            strict=strict,
+            others=(Q, Q_other),
+        )
         # One step without a product: A_perp has been applied to x, x + z follows from it.
-        return (x + jnp.where(broken[None, :], 0, z)) * size, down_x * size
+        return x + last, down_x
 
     def outer(rhs: Pair) -> Pair:
         (b, b_other) = shorter_first(*rhs)
