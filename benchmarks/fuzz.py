@@ -287,6 +287,10 @@ _seen: list[str] = []
 _ITS_OWN = tuple({sysconfig.get_path(x) for x in ("stdlib", "purelib", "platlib")} | {sys.prefix})
 
 
+# From 3.12 on it looks for the source of a syntax error in a file of the name of what it parses.
+_PARSED = ("<string>", "<unknown>")
+
+
 def _audit(event: str, arguments: tuple) -> None:
     if _watched is None:
         return
@@ -294,7 +298,8 @@ def _audit(event: str, arguments: tuple) -> None:
         _seen.append(f"unpickles {arguments}")
     elif event in ("open", "os.open") and isinstance(arguments[0], (str, bytes, os.PathLike)):
         path = os.path.abspath(os.fsdecode(arguments[0]))
-        if os.path.dirname(path) not in _watched and not path.startswith(_ITS_OWN):
+        known = path.startswith(_ITS_OWN) or arguments[0] in _PARSED
+        if os.path.dirname(path) not in _watched and not known:
             _seen.append(f"opens {path}")
     elif event in ("os.system", "subprocess.Popen", "socket.connect"):
         _seen.append(event)
