@@ -20,6 +20,7 @@ from pathlib import Path
 from urllib.parse import urldefrag, urljoin
 
 PHOTOGRAPHED = ("", "guide/maths/", "guide/which-function/", "api/svd/", "benchmarks/")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -129,7 +130,8 @@ def main() -> int:
     parser.add_argument("site", type=Path, help="the built site")
     parser.add_argument("--pictures", type=Path, help="where screenshots go")
     arguments = parser.parse_args()
-    programs = [shutil.which(name) for name in ("chromium", "chromedriver")]
+    chromium = next(filter(None, map(shutil.which, BROWSERS)), None)
+    programs = [chromium, shutil.which("chromedriver")]
     if None in programs:
         print("site not looked at: it needs chromium and chromedriver, which are not installed")
         return 0
