@@ -18,7 +18,7 @@ def describe(x: Any) -> str:
     """Return a short description of a value for an error message."""
     if hasattr(x, "shape") and hasattr(x, "dtype"):
         return f"{type(x).__name__} of shape {tuple(x.shape)} and dtype {x.dtype}"
-    text = repr(x)
+    text = " ".join(repr(x).split())  # a message is one line
     return f"{type(x).__name__} {text if len(text) <= 40 else text[:37] + '...'}"
 
 

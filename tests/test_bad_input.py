@@ -14,6 +14,7 @@ import pytest
 from jax.experimental.sparse import BCOO
 
 import jaxsvd
+from jaxsvd import _checks
 
 pytestmark = pytest.mark.x32
 
@@ -315,3 +316,9 @@ def test_derivatives_of_too_high_an_order(name, order):
         function = jax.jacfwd(function)
     with pytest.raises(ValueError, match=f"^{name}: derivatives up to the .* order exist, got "):
         jax.eval_shape(function, C)
+
+
+def test_a_description_is_one_line():
+    text = _checks.describe({"a": np.zeros((3, 3)), "b": "two\nlines"})
+    assert text.splitlines() == [text]
+    assert len(text) < 60
