@@ -7,11 +7,12 @@ import io
 import json
 import zipfile
 
+import jax
 import numpy as np
 import pytest
 
 from benchmarks import fuzz
-from jaxsvd import _files
+from jaxsvd import _files, compress
 from jaxsvd.algorithms import drive
 from jaxsvd.operators import RowBlocks
 
@@ -115,3 +116,21 @@ def test_a_run_is_not_taken_up_from_other_arrays(tmp_path):
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(ValueError, match="must be a file that a stopped run left"):
         drive.load(path, state, "a run")
+
+
+@pytest.mark.parametrize("scale", [2.0**1000, 2.0**-1000])
+def test_ranks_do_not_depend_on_the_units_of_the_values(scale):
+    """Squares of 1e300 overflow and those of 1e-300 vanish; the choice is the same."""
+    rng = np.random.default_rng(0)
+    spectra = [np.sort(rng.random(6))[::-1] for _ in range(3)]
+    shapes = [(8, 6)] * 3
+    found = compress.allocate([scale * x for x in spectra], shapes, 90)
+    assert found.ranks == compress.allocate(spectra, shapes, 90).ranks
+
+
+def test_values_near_the_largest_number_are_compressed_without_a_warning():
+    params = {"w": np.diag([2.0**1000, 2.0**999, 1.0, 1.0, 1.0, 1.0])}
+    with jax.enable_x64(True):
+        _, report = compress.to_budget(params, 0.75)
+    assert report.leaves[0].rank == 2
+    assert report.leaves[0].error == 0

@@ -46,6 +46,12 @@ class Options(NamedTuple):
     errors: np.ndarray
 
 
+def unit_of(values: np.ndarray) -> float:
+    """Return the power of two of the largest value: in it no square over- or underflows."""
+    largest = float(np.max(values, initial=0))
+    return math.ldexp(1.0, math.frexp(largest)[1] - 1) if largest > 0 else 5e-324
+
+
 def options(spectrum: np.ndarray, shape: tuple[int, ...], least: int, extra: int) -> Options:
     """Return the choices of a weight (..., m, n): ranks below break-even, and dense."""
     *batch, m, n = shape
@@ -223,7 +229,7 @@ def allocate(
     budget = _checks.static_int(name, "budget", budget, 0, 2**62)
     min_rank = _checks.static_int(name, "min_rank", min_rank, 0, 2**31)
     extra = _checks.static_int(name, "extra", extra, 0, 2**31)
-    classes = []
+    prepared = []
     for i, (spectrum, shape) in enumerate(zip(values, sizes, strict=True)):
         which = repr(keys[i]) if keys else str(i)
         shape = tuple(int(x) for x in shape)
@@ -237,7 +243,9 @@ def allocate(
             raise ValueError(
                 f"{name}: `spectra` must be finite and not negative, got others for {which}"
             )
-        classes.append(options(-np.sort(-spectrum, axis=-1), shape, min_rank, extra))
+        prepared.append((-np.sort(-spectrum, axis=-1), shape))
+    unit = max((unit_of(spectrum) for spectrum, _ in prepared), default=1.0)
+    classes = [options(spectrum / unit, shape, min_rank, extra) for spectrum, shape in prepared]
     smallest = sum(int(o.costs[0]) for o in classes)
     if budget < smallest:
         raise ValueError(
@@ -253,6 +261,6 @@ def allocate(
     return Allocation(
         dict(zip(keys, ranks, strict=True)) if keys is not None else tuple(ranks),
         sum(int(o.costs[i]) for o, i in zip(classes, chosen, strict=True)),
-        sum(float(o.errors[i]) for o, i in zip(classes, chosen, strict=True)),
-        bound,
+        sum(float(o.errors[i]) for o, i in zip(classes, chosen, strict=True)) * unit * unit,
+        bound * unit * unit,
     )

@@ -13,7 +13,7 @@ from .. import _checks, _leaves
 from .._leaves import Axes, Place, Where
 from .._types import SVDResult
 from ..lora.initial import finite
-from .allocate import allocate, options
+from .allocate import allocate, options, unit_of
 from .factorize import Root, as_low_rank, nested, root
 from .stored import fold
 
@@ -194,7 +194,8 @@ def decompose(
 
 def smallest(found: Mapping[str, Decomposed], others: int, min_rank: int) -> int:
     """Return the fewest numbers that a tree can be brought to."""
-    costs = (options(d.values, d.shape, min_rank, EXTRA).costs[0] for d in found.values())
+    values = {path: d.values / unit_of(d.values) for path, d in found.items()}
+    costs = (options(values[p], d.shape, min_rank, EXTRA).costs[0] for p, d in found.items())
     return others + sum(int(cost) for cost in costs)
 
 
@@ -245,7 +246,8 @@ def _weights(
         return {path: weight / largest for path, weight in weights.items()}
     if relative:
         for path, d in found.items():
-            norm = float(np.sqrt(np.sum(np.square(d.values))))
+            unit = unit_of(d.values)
+            norm = unit * float(np.linalg.norm(d.values / unit))
             weights[path] = 1 / norm if norm > 0 else 1.0
     return weights
 
@@ -348,7 +350,7 @@ def _replaced(
     new, reports = {}, []
     for path, (place, shape, factors, values) in found.items():
         leaf, rank = leaves[place.index], ranks[path]
-        squares = np.square(values)
+        squares = np.square(values / unit_of(values))
         lost = 0.0 if rank is None else float(np.sum(squares[..., rank:]))
         whole = float(np.sum(squares))
         new[path] = leaf
