@@ -111,6 +111,37 @@ def test_not_finite_in_nan_out(value):
         assert all(np.isnan(x).all() for x in result)
 
 
+@pytest.mark.x32
+@pytest.mark.parametrize("n", [6, 40, 130])  # LAPACK's blocks begin at 32, divide and conquer at 26
+def test_a_matrix_of_nothing_but_infinities(n):
+    @jit
+    def all_of(A):
+        def loss(A):
+            w, Q = jaxsvd.eigh(A)
+            q, c = jaxsvd.core_eigh(A, 2)
+            total = jnp.sum(w) + jnp.sum(Q) + jnp.sum(q @ c)
+            return total + jnp.sum(jaxsvd.hermitian_map(jnp.tanh, A))
+
+        return jax.value_and_grad(loss)(A)
+
+    for value in (np.inf, -np.inf, np.nan):
+        assert all(np.isnan(x).all() for x in all_of(np.full((n, n), value, np.float32)))
+
+
+@pytest.mark.x32
+def test_double_precision_beyond_the_range_of_single():
+    """With x64 off 1e160 becomes Inf on its way into a program, and NaN comes out.
+
+    NumPy warns of the overflow. Where warnings are errors JAX 0.10.2 dies of that, for any function
+    (jax.jit(lambda x: x)(np.full(3, 1e160))), so it is silenced here.
+    """
+    A = hermitian(DISTINCT, np.float64, 2) * 1e160
+    gradient = jit(jax.grad(lambda A: jnp.sum(jaxsvd.core_eigh(A, 2).C) + jaxsvd.eigh(A)[1][0, 0]))
+    with np.errstate(over="ignore"):
+        found = np.asarray(gradient(A))
+    assert np.isfinite(found).all() if jax.config.jax_enable_x64 else np.isnan(found).all()
+
+
 # ------------------------------------------------------------------------------------- the rule
 
 

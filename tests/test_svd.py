@@ -369,6 +369,21 @@ def test_nan_and_inf_come_out_as_nan(name):
 
 
 @pytest.mark.x32
+@pytest.mark.parametrize("method", ["lapack", "jacobi", "gram", "polar"])
+def test_a_matrix_of_nothing_but_infinities(method):
+    @jax.jit
+    def loss_and_gradient(a):
+        def loss(a):
+            return sum(jnp.sum(x) for x in jaxsvd.svd(a, full_matrices=False, method=method))
+
+        return jax.value_and_grad(loss)(a)
+
+    for bad in (np.inf, -np.inf, np.nan):
+        for x in loss_and_gradient(np.full((40, 30), bad, np.float32)):
+            assert np.all(np.isnan(x))
+
+
+@pytest.mark.x32
 @pytest.mark.parametrize("bad", [complex(0, np.inf), complex(np.nan, 0)], ids=str)
 def test_complex_nan_and_inf(bad):
     a = gaussian((5, 4), np.complex64)
