@@ -1,10 +1,9 @@
 """`python -m jaxsvd compress`: a checkpoint brought to a budget of parameters."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from .. import _files
 from ..compress import budget, storage
@@ -50,12 +49,6 @@ def _check_output(request: Request) -> None:
             raise Refused(f"{output}: exists already; --force replaces it")
 
 
-def _widened(x: Any) -> Any:
-    """Return float8 as bfloat16: its three digits are not enough for singular vectors."""
-    is_float8 = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize == 1
-    return x.astype(jnp.bfloat16) if is_float8 else x
-
-
 def run(request: Request) -> int:
     """Write the compressed file and print the report; raise `Refused` with a sentence."""
     with sentences():
@@ -66,7 +59,7 @@ def run(request: Request) -> int:
             raise Refused(f"{request.path}: is compressed already")
         arrays = found.arrays
         with jax.enable_x64(True if needs_x64(arrays) else bool(jax.config.jax_enable_x64)):  # pyright: ignore[reportAttributeAccessIssue]
-            params = {name: _widened(x) for name, x in arrays.items()}
+            params = dict(arrays)
             metrics = None
             if request.metrics is not None:
                 metrics = storage.metrics_from_arrays(read(request.metrics).arrays)
