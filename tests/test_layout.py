@@ -92,6 +92,7 @@ INSIDE = {
     ],
     "primitives": [
         "batching",
+        "keep",
         "placement",
         "two_sided",
         "probe",

@@ -15,6 +15,7 @@ from ..operators.base import Operator
 from ..operators.dense import Dense
 from ..rules.core import core_tangents
 from .batching import over_leading_axes, power_of_two_scale
+from .keep import keep_rule
 from .placement import on_any_mesh
 from .runs import Config, Ritz, constants, rule_numbers
 from .truncated import arguments, forward, tangent_products
@@ -33,7 +34,7 @@ def core_triplets(A: Operator, ritz: Ritz, config: Config) -> CoreSVD:
 def _core_triplets_jvp(config, primals, tangents):
     A, ritz = primals
     # U, C, V come from `core_triplets` itself, so that they carry this rule to the next order.
-    result = core_triplets(A, ritz, config)
+    result = keep_rule(lambda: core_triplets(A, ritz, config))
     products = tangent_products(A, tangents[0], result.U, adjoint(result.Vh))
     return result, core_tangents(A, result, products, rule_numbers(A, ritz, config))
 

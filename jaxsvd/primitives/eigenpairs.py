@@ -27,6 +27,7 @@ from ..rules.hermitian import from_triangle
 from .batching import over_leading_axes, power_of_two_scale
 from .disturbance import disturbing, refined_pairs
 from .extreme import Config, Ritz, arguments, forward
+from .keep import keep_rule
 from .placement import on_any_mesh
 from .truncated import reachable_tol
 
@@ -75,7 +76,7 @@ def truncated_pairs(A: Operator, ritz: Ritz, config: Config) -> EighResult:
 def _truncated_pairs_jvp(config, primals, tangents):
     A, ritz = primals
     # The factors come from `truncated_pairs` itself and carry this rule to the next order.
-    result = truncated_pairs(A, ritz, config)
+    result = keep_rule(lambda: truncated_pairs(A, ritz, config))
     dAQ = tangent_product(A, tangents[0], result.eigenvectors)
     return result, truncated_eigh_tangents(A, result, dAQ, rule_numbers(A, ritz, config))
 
@@ -91,7 +92,7 @@ def core_pairs(A: Operator, ritz: Ritz, config: Config) -> CoreEigh:
 @core_pairs.defjvp
 def _core_pairs_jvp(config, primals, tangents):
     A, ritz = primals
-    result = core_pairs(A, ritz, config)
+    result = keep_rule(lambda: core_pairs(A, ritz, config))
     dAQ = tangent_product(A, tangents[0], result.Q)
     return result, core_eigh_tangents(A, result, dAQ, rule_numbers(A, ritz, config))
 

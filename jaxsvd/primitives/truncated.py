@@ -22,6 +22,7 @@ from ..operators.rowblocks import held_by
 from ..rules.truncated import truncated_tangents
 from .batching import over_leading_axes
 from .disturbance import singular_numbers
+from .keep import keep_rule
 from .placement import on_any_mesh
 from .runs import (
     Config,
@@ -130,7 +131,7 @@ def truncated_triplets(A: Operator, ritz: Ritz, config: Config) -> SVDResult:
 def _truncated_triplets_jvp(config, primals, tangents):
     A, ritz = primals
     # The factors come from `truncated_triplets` itself and carry this rule to the next order.
-    result = truncated_triplets(A, ritz, config)
+    result = keep_rule(lambda: truncated_triplets(A, ritz, config))
     products = tangent_products(A, tangents[0], result.U, adjoint(result.Vh))
     return result, truncated_tangents(A, result, products, rule_numbers(A, ritz, config))
 
