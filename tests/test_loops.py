@@ -57,6 +57,12 @@ def by_kabsch(A, c):
     return A @ jaxsvd.linalg.kabsch(A, A + c * jnp.sin(3 * A)).R
 
 
+@jaxsvd.safe
+def by_safe(A, c):
+    U, S, Vh = jnp.linalg.svd(A, full_matrices=False)
+    return c * (U * S[None, :] ** 3) @ Vh
+
+
 FUNCTIONS = [
     by_svd,
     by_truncated_svd,
@@ -66,6 +72,7 @@ FUNCTIONS = [
     by_eigh,
     by_core_eigh,
     by_kabsch,
+    by_safe,
 ]
 
 

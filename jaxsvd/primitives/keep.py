@@ -29,8 +29,13 @@ def keep_rule(function: Callable[[], Any], like: Any = None) -> Any:
         like: constants with the shapes and dtypes of the results; by default the results, which
             are then computed twice (the compiler sees it).
     """
-    # 0 * x in place of zeros, as in `spectral.protect`.
-    zeros = jax.tree.map(lambda x: 0 * lax.stop_gradient(x), function() if like is None else like)
+
+    # Zeros made of x, as in `spectral.protect`; 0 * x would be NaN where x is infinite.
+    def nothing(x):
+        zero = jnp.zeros((), x.dtype)
+        return jnp.where(lax.stop_gradient(x) == 0, zero, zero)
+
+    zeros = jax.tree.map(nothing, function() if like is None else like)
 
     def matvec(z):
         return jax.tree.map(lambda F, z: jnp.stack([z[0], z[1] - F * z[0]]), function(), z)
