@@ -174,7 +174,9 @@ def truncated_eigh(
     ``Info.gradient_error`` tell.
 
     Cost: a few times k products with A for block Lanczos, O(n k) memory; the gradient about as many
-    products as the forward pass.
+    products as the forward pass. An array spread by rows, or anyhow on an Explicit mesh, is never
+    gathered; on an Auto mesh the compiler may gather one spread by columns or over two axes for its
+    mean with A^H.
 
     Args:
         a: Hermitian array (..., n, n), BCOO or BCSR matrix, or operator (`operators.as_operator`).
