@@ -21,7 +21,11 @@ def _qr(a: jax.Array) -> tuple[jax.Array, jax.Array]:
     m, n = a.shape
     largest = jnp.max(jnp.abs(a))
     scale = jnp.where(largest > 0, largest, 1).astype(a.dtype)
-    Q = orthonormalize(a / scale, fill=noise(m, n, a.dtype))
+    X = a / scale
+    # Columns of norm one at most: in longer ones, equal to each other, rounding swallows the fill.
+    norm = jnp.sqrt(jnp.max(jnp.sum(jnp.real(jnp.conj(X) * X), axis=0)))
+    X = X / jnp.where(norm > 0, norm, 1).astype(a.dtype)
+    Q = orthonormalize(X, fill=noise(m, n, a.dtype))
     return Q, adjoint_product(Q, a)
 
 
