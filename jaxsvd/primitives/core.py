@@ -21,20 +21,23 @@ from .runs import Config, Ritz, constants, rule_numbers
 from .truncated import arguments, forward, tangent_products
 
 
+def _leading(ritz: Ritz, k: int) -> CoreSVD:
+    U, S, Vh, _ = ritz
+    return CoreSVD(U[:, :k], jnp.diag(S[:k]).astype(U.dtype), Vh[:k])
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def core_triplets(A: Operator, ritz: Ritz, config: Config) -> CoreSVD:
     """Return (U, C, Vh) of the k leading of the triplets ``ritz`` as a function of A."""
     del A
-    U, S, Vh, _ = ritz
-    k = config.k
-    return CoreSVD(U[:, :k], jnp.diag(S[:k]).astype(U.dtype), Vh[:k])
+    return _leading(ritz, config.k)
 
 
 @core_triplets.defjvp
 def _core_triplets_jvp(config, primals, tangents):
     A, ritz = primals
     # U, C, V come from `core_triplets` itself, so that they carry this rule to the next order.
-    result = keep_rule(lambda: core_triplets(A, ritz, config))
+    result = keep_rule(lambda: core_triplets(A, ritz, config), like=_leading(ritz, config.k))
     products = tangent_products(A, tangents[0], result.U, adjoint(result.Vh))
     return result, core_tangents(A, result, products, rule_numbers(A, ritz, config))
 

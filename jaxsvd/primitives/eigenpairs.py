@@ -64,19 +64,23 @@ def tangent_product(A: Operator, dA: Operator, Q: jax.Array) -> jax.Array:
     return jax.jvp(lambda A: A.matmat(Q), (A,), (dA,))[1]
 
 
+def _leading(ritz: Ritz, k: int) -> EighResult:
+    w, Q = ritz.pairs
+    return EighResult(w[:k], Q[:, :k])
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def truncated_pairs(A: Operator, ritz: Ritz, config: Config) -> EighResult:
     """Return the k first of the pairs ``ritz`` as a function of A."""
     del A
-    w, Q = ritz.pairs
-    return EighResult(w[: config.k], Q[:, : config.k])
+    return _leading(ritz, config.k)
 
 
 @truncated_pairs.defjvp
 def _truncated_pairs_jvp(config, primals, tangents):
     A, ritz = primals
     # The factors come from `truncated_pairs` itself and carry this rule to the next order.
-    result = keep_rule(lambda: truncated_pairs(A, ritz, config))
+    result = keep_rule(lambda: truncated_pairs(A, ritz, config), like=_leading(ritz, config.k))
     dAQ = tangent_product(A, tangents[0], result.eigenvectors)
     return result, truncated_eigh_tangents(A, result, dAQ, rule_numbers(A, ritz, config))
 
@@ -85,14 +89,17 @@ def _truncated_pairs_jvp(config, primals, tangents):
 def core_pairs(A: Operator, ritz: Ritz, config: Config) -> CoreEigh:
     """Return (Q, C) of the k first of the pairs ``ritz`` as a function of A."""
     del A
-    w, Q = ritz.pairs
-    return CoreEigh(Q[:, : config.k], jnp.diag(w[: config.k]).astype(Q.dtype))
+    w, Q = _leading(ritz, config.k)
+    return CoreEigh(Q, jnp.diag(w).astype(Q.dtype))
 
 
 @core_pairs.defjvp
 def _core_pairs_jvp(config, primals, tangents):
     A, ritz = primals
-    result = keep_rule(lambda: core_pairs(A, ritz, config))
+    w, Q = _leading(ritz, config.k)
+    result = keep_rule(
+        lambda: core_pairs(A, ritz, config), like=CoreEigh(Q, jnp.diag(w).astype(Q.dtype))
+    )
     dAQ = tangent_product(A, tangents[0], result.Q)
     return result, core_eigh_tangents(A, result, dAQ, rule_numbers(A, ritz, config))
 

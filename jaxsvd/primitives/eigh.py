@@ -27,7 +27,7 @@ def pairs(a: jax.Array, W: EighResult, degeneracy_tol: float | None) -> EighResu
 def _pairs_jvp(degeneracy_tol, primals, tangents):
     a, W = primals
     # The factors come from `pairs` itself, so that they carry this rule to the next order.
-    result = keep_rule(lambda: pairs(a, W, degeneracy_tol))
+    result = keep_rule(lambda: pairs(a, W, degeneracy_tol), like=W)
     return result, eigh_pushforward(result, tangents[0], degeneracy_tol=degeneracy_tol)
 
 

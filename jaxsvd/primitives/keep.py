@@ -21,13 +21,12 @@ import jax.numpy as jnp
 from jax import lax
 
 
-def keep_rule(function: Callable[[], Any], like: Any = None) -> Any:
+def keep_rule(function: Callable[[], Any], like: Any) -> Any:
     """Return function() with a derivative that survives partial evaluation.
 
     Args:
         function: calls a custom_jvp function with arguments that it closes over.
-        like: constants with the shapes and dtypes of the results; by default the results, which
-            are then computed twice (the compiler sees it).
+        like: constants with the shapes and dtypes of the results.
     """
 
     # Zeros made of x, as in `spectral.protect`; 0 * x would be NaN where x is infinite.
@@ -35,7 +34,7 @@ def keep_rule(function: Callable[[], Any], like: Any = None) -> Any:
         zero = jnp.zeros((), x.dtype)
         return jnp.where(lax.stop_gradient(x) == 0, zero, zero)
 
-    zeros = jax.tree.map(nothing, function() if like is None else like)
+    zeros = jax.tree.map(nothing, like)
 
     def matvec(z):
         return jax.tree.map(lambda F, z: jnp.stack([z[0], z[1] - F * z[0]]), function(), z)

@@ -49,7 +49,7 @@ def triplets(a: jax.Array, W: SVDResult, degeneracy_tol: float | None) -> SVDRes
 def _triplets_jvp(degeneracy_tol, primals, tangents):
     a, W = primals
     # The factors come from `triplets` itself, so that they carry this rule to the next order.
-    result = keep_rule(lambda: triplets(a, W, degeneracy_tol))
+    result = keep_rule(lambda: triplets(a, W, degeneracy_tol), like=W)
     return result, svd_pushforward(result, tangents[0], degeneracy_tol=degeneracy_tol)
 
 
@@ -63,7 +63,7 @@ def values(a: jax.Array) -> jax.Array:
 def _values_jvp(primals, tangents):
     (a,) = primals
     W = numbers(a)
-    result = keep_rule(lambda: triplets(a, W, None))
+    result = keep_rule(lambda: triplets(a, W, None), like=W)
     return result.S, svdvals_pushforward(result, tangents[0])
 
 

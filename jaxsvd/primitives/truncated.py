@@ -118,20 +118,23 @@ def tangent_products(A: Operator, dA: Operator, U: jax.Array, V: jax.Array):
     return dAV, dAHU
 
 
+def _leading(ritz: Ritz, k: int) -> SVDResult:
+    U, S, Vh, _ = ritz
+    return SVDResult(U[:, :k], S[:k], Vh[:k])
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def truncated_triplets(A: Operator, ritz: Ritz, config: Config) -> SVDResult:
     """Return the k leading of the triplets ``ritz`` as a function of A."""
     del A
-    U, S, Vh, _ = ritz
-    k = config.k
-    return SVDResult(U[:, :k], S[:k], Vh[:k])
+    return _leading(ritz, config.k)
 
 
 @truncated_triplets.defjvp
 def _truncated_triplets_jvp(config, primals, tangents):
     A, ritz = primals
     # The factors come from `truncated_triplets` itself and carry this rule to the next order.
-    result = keep_rule(lambda: truncated_triplets(A, ritz, config))
+    result = keep_rule(lambda: truncated_triplets(A, ritz, config), like=_leading(ritz, config.k))
     products = tangent_products(A, tangents[0], result.U, adjoint(result.Vh))
     return result, truncated_tangents(A, result, products, rule_numbers(A, ritz, config))
 
