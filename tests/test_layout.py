@@ -92,7 +92,6 @@ INSIDE = {
     ],
     "primitives": [
         "batching",
-        "keep",
         "placement",
         "two_sided",
         "probe",

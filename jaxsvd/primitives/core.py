@@ -15,29 +15,25 @@ from ..operators.base import Operator
 from ..operators.dense import Dense
 from ..rules.core import core_tangents
 from .batching import over_leading_axes, power_of_two_scale
-from .keep import keep_rule
 from .placement import on_any_mesh
 from .runs import Config, Ritz, constants, rule_numbers
 from .truncated import arguments, forward, tangent_products
-
-
-def _leading(ritz: Ritz, k: int) -> CoreSVD:
-    U, S, Vh, _ = ritz
-    return CoreSVD(U[:, :k], jnp.diag(S[:k]).astype(U.dtype), Vh[:k])
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def core_triplets(A: Operator, ritz: Ritz, config: Config) -> CoreSVD:
     """Return (U, C, Vh) of the k leading of the triplets ``ritz`` as a function of A."""
     del A
-    return _leading(ritz, config.k)
+    U, S, Vh, _ = ritz
+    k = config.k
+    return CoreSVD(U[:, :k], jnp.diag(S[:k]).astype(U.dtype), Vh[:k])
 
 
 @core_triplets.defjvp
 def _core_triplets_jvp(config, primals, tangents):
     A, ritz = primals
     # U, C, V come from `core_triplets` itself, so that they carry this rule to the next order.
-    result = keep_rule(lambda: core_triplets(A, ritz, config), like=_leading(ritz, config.k))
+    result = core_triplets(A, ritz, config)
     products = tangent_products(A, tangents[0], result.U, adjoint(result.Vh))
     return result, core_tangents(A, result, products, rule_numbers(A, ritz, config))
 

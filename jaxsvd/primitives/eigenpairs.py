@@ -27,7 +27,6 @@ from ..rules.hermitian import from_triangle
 from .batching import over_leading_axes, power_of_two_scale
 from .disturbance import disturbing, refined_pairs
 from .extreme import Config, Ritz, arguments, forward
-from .keep import keep_rule
 from .placement import on_any_mesh
 from .truncated import reachable_tol
 
@@ -64,23 +63,19 @@ def tangent_product(A: Operator, dA: Operator, Q: jax.Array) -> jax.Array:
     return jax.jvp(lambda A: A.matmat(Q), (A,), (dA,))[1]
 
 
-def _leading(ritz: Ritz, k: int) -> EighResult:
-    w, Q = ritz.pairs
-    return EighResult(w[:k], Q[:, :k])
-
-
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def truncated_pairs(A: Operator, ritz: Ritz, config: Config) -> EighResult:
     """Return the k first of the pairs ``ritz`` as a function of A."""
     del A
-    return _leading(ritz, config.k)
+    w, Q = ritz.pairs
+    return EighResult(w[: config.k], Q[:, : config.k])
 
 
 @truncated_pairs.defjvp
 def _truncated_pairs_jvp(config, primals, tangents):
     A, ritz = primals
     # The factors come from `truncated_pairs` itself and carry this rule to the next order.
-    result = keep_rule(lambda: truncated_pairs(A, ritz, config), like=_leading(ritz, config.k))
+    result = truncated_pairs(A, ritz, config)
     dAQ = tangent_product(A, tangents[0], result.eigenvectors)
     return result, truncated_eigh_tangents(A, result, dAQ, rule_numbers(A, ritz, config))
 
@@ -89,17 +84,14 @@ def _truncated_pairs_jvp(config, primals, tangents):
 def core_pairs(A: Operator, ritz: Ritz, config: Config) -> CoreEigh:
     """Return (Q, C) of the k first of the pairs ``ritz`` as a function of A."""
     del A
-    w, Q = _leading(ritz, config.k)
-    return CoreEigh(Q, jnp.diag(w).astype(Q.dtype))
+    w, Q = ritz.pairs
+    return CoreEigh(Q[:, : config.k], jnp.diag(w[: config.k]).astype(Q.dtype))
 
 
 @core_pairs.defjvp
 def _core_pairs_jvp(config, primals, tangents):
     A, ritz = primals
-    w, Q = _leading(ritz, config.k)
-    result = keep_rule(
-        lambda: core_pairs(A, ritz, config), like=CoreEigh(Q, jnp.diag(w).astype(Q.dtype))
-    )
+    result = core_pairs(A, ritz, config)
     dAQ = tangent_product(A, tangents[0], result.Q)
     return result, core_eigh_tangents(A, result, dAQ, rule_numbers(A, ritz, config))
 

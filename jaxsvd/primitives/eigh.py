@@ -13,7 +13,6 @@ from ..rules.eigh import eigh_pushforward, fix_phases
 from ..rules.hermitian import from_triangle
 from .batching import over_leading_axes, power_of_two_scale
 from .hermitian import numbers
-from .keep import keep_rule
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
@@ -27,7 +26,7 @@ def pairs(a: jax.Array, W: EighResult, degeneracy_tol: float | None) -> EighResu
 def _pairs_jvp(degeneracy_tol, primals, tangents):
     a, W = primals
     # The factors come from `pairs` itself, so that they carry this rule to the next order.
-    result = keep_rule(lambda: pairs(a, W, degeneracy_tol), like=W)
+    result = pairs(a, W, degeneracy_tol)
     return result, eigh_pushforward(result, tangents[0], degeneracy_tol=degeneracy_tol)
 
 

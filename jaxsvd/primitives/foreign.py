@@ -28,7 +28,6 @@ from .eigenpairs import core_pairs
 from .eigh import pairs
 from .extreme import Config as EighConfig
 from .extreme import Ritz as EighRitz
-from .keep import keep_rule
 from .spectral import Constants, Function, frechet, total
 from .svd import triplets
 from .truncated import Config, Ritz
@@ -49,14 +48,7 @@ def _attach_jvp(program, primals, tangents):
     values, arguments = primals
     # The next order of derivative goes through `attach` again, and through the program's rules.
     _, tangent = jax.jvp(program, (arguments,), (tangents[1],))
-    leaves, structure = jax.tree.flatten(values)
-
-    def leaf(i):
-        return jax.tree.leaves(attach(program, values, arguments))[i]
-
-    # One by one: some may have no derivative, which a system in all of them could not transpose.
-    kept = [keep_rule(functools.partial(leaf, i), like=x) for i, x in enumerate(leaves)]
-    return structure.unflatten(kept), tangent
+    return attach(program, values, arguments), tangent
 
 
 def with_own_rule(call: Callable, evaluate: Callable, arrays: list[jax.Array]) -> list[jax.Array]:

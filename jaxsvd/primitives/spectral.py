@@ -21,7 +21,6 @@ from .. import _checks, _tolerances
 from ..algorithms.products import PRECISION
 from ..rules.spectral import Kind, Scalar, SingularValues, differentiate
 from .batching import over_leading_axes, power_of_two_scale
-from .keep import keep_rule
 from .svd import numbers
 
 Direction = jax.Array
@@ -252,7 +251,7 @@ def _split(unit: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _frechet_jvp(kind, f, primals, tangents):
     constants, W, a, directions = primals
     d_constants, _, da, d_directions = tangents
-    out = keep_rule(lambda: frechet(kind, f, constants, W, a, directions), like=a)
+    out = frechet(kind, f, constants, W, a, directions)
 
     def with_direction(E, *others):
         return frechet(kind, f, constants, W, a, (*others, E))
@@ -268,10 +267,7 @@ def _frechet_jvp(kind, f, primals, tangents):
         others = directions[:i] + directions[i + 1 :]
         tangent = tangent + protect(lambda E, others=others: with_direction(E, *others), dE)
     moved = _along_constants(
-        lambda g, c: keep_rule(lambda: frechet(kind, g, c, W, a, directions), like=a),
-        f,
-        constants,
-        d_constants.moving,
+        lambda g, c: frechet(kind, g, c, W, a, directions), f, constants, d_constants.moving
     )
     return out, tangent if moved is None else tangent + moved
 
@@ -291,14 +287,10 @@ def _total_jvp(kind, f, primals, tangents):
     d_constants, _, da = tangents
     # In the units of a itself: the gradient may be in range where that of A / scale is not.
     in_units = constants._replace(unit=constants.scale)
-    gradient = keep_rule(lambda: frechet(kind, f.slope(), in_units, W, a, ()), like=a)
+    gradient = frechet(kind, f.slope(), in_units, W, a, ())
     tangent = jnp.sum(jnp.real(jnp.conj(gradient) * da))
-
-    def of(g, c):
-        return keep_rule(lambda: total(kind, g, c, W, a), like=c.scale)
-
-    moved = _along_constants(of, f, constants, d_constants.moving)
-    return of(f, constants), tangent if moved is None else tangent + moved
+    moved = _along_constants(lambda g, c: total(kind, g, c, W, a), f, constants, d_constants.moving)
+    return total(kind, f, constants, W, a), tangent if moved is None else tangent + moved
 
 
 def apply(

@@ -17,7 +17,6 @@ from ..rules.dense import herm, svd_pushforward, svdvals_pushforward
 from . import probe
 from .batching import over_leading_axes, power_of_two_scale
 from .disturbance import disturbing, singular_numbers
-from .keep import keep_rule
 
 THIN = Request()
 
@@ -49,7 +48,7 @@ def triplets(a: jax.Array, W: SVDResult, degeneracy_tol: float | None) -> SVDRes
 def _triplets_jvp(degeneracy_tol, primals, tangents):
     a, W = primals
     # The factors come from `triplets` itself, so that they carry this rule to the next order.
-    result = keep_rule(lambda: triplets(a, W, degeneracy_tol), like=W)
+    result = triplets(a, W, degeneracy_tol)
     return result, svd_pushforward(result, tangents[0], degeneracy_tol=degeneracy_tol)
 
 
@@ -62,8 +61,7 @@ def values(a: jax.Array) -> jax.Array:
 @values.defjvp
 def _values_jvp(primals, tangents):
     (a,) = primals
-    W = numbers(a)
-    result = keep_rule(lambda: triplets(a, W, None), like=W)
+    result = triplets(a, numbers(a), None)
     return result.S, svdvals_pushforward(result, tangents[0])
 
 

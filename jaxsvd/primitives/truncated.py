@@ -22,7 +22,6 @@ from ..operators.rowblocks import held_by
 from ..rules.truncated import truncated_tangents
 from .batching import over_leading_axes
 from .disturbance import singular_numbers
-from .keep import keep_rule
 from .placement import on_any_mesh
 from .runs import (
     Config,
@@ -118,23 +117,20 @@ def tangent_products(A: Operator, dA: Operator, U: jax.Array, V: jax.Array):
     return dAV, dAHU
 
 
-def _leading(ritz: Ritz, k: int) -> SVDResult:
-    U, S, Vh, _ = ritz
-    return SVDResult(U[:, :k], S[:k], Vh[:k])
-
-
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def truncated_triplets(A: Operator, ritz: Ritz, config: Config) -> SVDResult:
     """Return the k leading of the triplets ``ritz`` as a function of A."""
     del A
-    return _leading(ritz, config.k)
+    U, S, Vh, _ = ritz
+    k = config.k
+    return SVDResult(U[:, :k], S[:k], Vh[:k])
 
 
 @truncated_triplets.defjvp
 def _truncated_triplets_jvp(config, primals, tangents):
     A, ritz = primals
     # The factors come from `truncated_triplets` itself and carry this rule to the next order.
-    result = keep_rule(lambda: truncated_triplets(A, ritz, config), like=_leading(ritz, config.k))
+    result = truncated_triplets(A, ritz, config)
     products = tangent_products(A, tangents[0], result.U, adjoint(result.Vh))
     return result, truncated_tangents(A, result, products, rule_numbers(A, ritz, config))
 
