@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_batching import custom_vmap
 
 from .. import _tolerances
 from .._types import SVDResult
@@ -97,8 +98,14 @@ def lapack(a: jax.Array, full_matrices: bool) -> SVDResult:
 QUIET_UP_TO = 64
 
 
+@custom_vmap
 def inner(a: jax.Array) -> SVDResult:
-    """Return the SVD of a small matrix between large products."""
+    """Return the SVD of a small matrix, or of a stack, between large products.
+
+    A `vmap` becomes a leading axis, so that no choice within turns into a selection, whose sides
+    run at the same time: on CPU two batches of SVDs at once wait for each other's threads for ever
+    (jaxlib 0.10.2, as many cores as batches).
+    """
     by_qr = functools.partial(
         lax.linalg.svd, full_matrices=False, algorithm=lax.linalg.SvdAlgorithm.QR
     )
@@ -106,6 +113,13 @@ def inner(a: jax.Array) -> SVDResult:
     if max(a.shape[-2:]) > QUIET_UP_TO:
         return lapack(a, full_matrices=False)
     return SVDResult(*lax.platform_dependent(a, cpu=by_qr, default=default))
+
+
+@inner.def_vmap
+def _(axis_size, in_batched, a):
+    del axis_size, in_batched
+    result = inner(a)
+    return result, jax.tree.map(lambda _: True, result)
 
 
 def lapack_values(a: jax.Array) -> jax.Array:

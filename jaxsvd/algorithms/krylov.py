@@ -12,11 +12,13 @@ References: Golub, Luk and Overton (1981), ACM TOMS 7 (the block method); Baglam
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_batching import custom_vmap
 
 from ..operators.base import Operator
 from .dense import inner
@@ -166,20 +168,42 @@ def _expand(A: Operator, state: State, config: Config) -> State:
     )
 
 
+@functools.cache
+def _decomposition(sizes: tuple[int, ...]) -> Callable:
+    """Return (which, B) -> X, S, Yh of the leading ``sizes[which]`` rows and columns of B.
+
+    What is mapped over shares the largest ``which``, and one SVD of all runs (`dense.inner`).
+    """
+    L = sizes[-1]
+
+    def decompose(p: int, B: jax.Array):
+        X, S, Yh = inner(B[..., :p, :p])
+        rest = jnp.diag((jnp.arange(L) >= p).astype(B.dtype))
+        one = [(0, 0)] * (B.ndim - 2) + [(0, L - p)]
+        rest = jnp.broadcast_to(rest, (*B.shape[:-2], L, L))
+        X, Yh = (rest + jnp.pad(Z, [*one, (0, L - p)]) for Z in (X, Yh))
+        return X, jnp.pad(S, one), Yh
+
+    @custom_vmap
+    def run(which, B):
+        return lax.switch(which, [functools.partial(decompose, p) for p in sizes], B)
+
+    @run.def_vmap
+    def _(axis_size, in_batched, which, B):
+        if not in_batched[1]:
+            B = jnp.broadcast_to(B, (axis_size, *B.shape))
+        return run(jnp.max(which), B), (True, True, True)
+
+    return run
+
+
 def _look(state: State, config: Config) -> State:
     """Decompose the part of B in use and read the residuals of its leading triplets."""
     L, b = config.basis, config.block
-
-    def decompose(p: int, B: jax.Array):
-        X, S, Yh = inner(B[:p, :p])
-        rest = jnp.eye(L, dtype=B.dtype).at[:p, :p].set(0)
-        whole = [lax.dynamic_update_slice(rest, Z, (0, 0)) for Z in (X, Yh)]
-        return whole[0], jnp.pad(S, (0, L - p)), whole[1]
-
     # B in quarters of its full size: the first looks cost little.
-    sizes = sorted({b * -(-L * quarter // (4 * b)) for quarter in (1, 2, 3, 4)})
+    sizes = tuple(sorted({b * -(-L * quarter // (4 * b)) for quarter in (1, 2, 3, 4)}))
     which = jnp.sum(state.size > jnp.asarray(sizes[:-1], state.size.dtype))
-    X, S, Yh = lax.switch(which, [functools.partial(decompose, p) for p in sizes], state.B)
+    X, S, Yh = _decomposition(sizes)(which, state.B)
     newest = state.size - b
     x = lax.dynamic_slice(X, (newest, jnp.zeros((), newest.dtype)), (b, L))
     outside = product(state.R, x[:, : config.k])
