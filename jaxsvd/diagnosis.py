@@ -140,7 +140,7 @@ def _record(loss: Callable, A: jax.Array) -> tuple[jax.Array, Records]:
         return cotangent
 
     def observer(result):
-        return vmapped(functools.partial(watch, look=look), result.S.ndim - 1)(result)
+        return vmapped(lambda x: watch(x, look), result.S.ndim - 1)(result)
 
     with observing(observer):
         gradient = jax.block_until_ready(jax.jit(jax.grad(loss))(A))

@@ -16,6 +16,7 @@ from jax.extend.core import ClosedJaxpr, Literal
 from .. import _checks
 from .._leaves import Place
 from ..algorithms.products import PRECISION
+from ..primitives.ruled import ruled_p
 from . import views
 from .views import View
 
@@ -29,6 +30,7 @@ CALLS = {
     "checkpoint": "jaxpr",
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
+    ruled_p.name: "call_jaxpr",
 }
 
 # Equations that leave every entry where it is.

@@ -1,1 +1,1 @@
-"""Primitives: an algorithm joined to its derivative rule; the only home of custom_jvp."""
+"""Primitives: an algorithm joined to its derivative rule; the only home of `ruled`."""

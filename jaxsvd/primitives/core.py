@@ -16,11 +16,12 @@ from ..operators.dense import Dense
 from ..rules.core import core_tangents
 from .batching import over_leading_axes, power_of_two_scale
 from .placement import on_any_mesh
+from .ruled import ruled
 from .runs import Config, Ritz, constants, rule_numbers
 from .truncated import arguments, forward, tangent_products
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+@ruled(static=(2,))
 def core_triplets(A: Operator, ritz: Ritz, config: Config) -> CoreSVD:
     """Return (U, C, Vh) of the k leading of the triplets ``ritz`` as a function of A."""
     del A

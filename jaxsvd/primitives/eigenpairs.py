@@ -28,6 +28,7 @@ from .batching import over_leading_axes, power_of_two_scale
 from .disturbance import disturbing, refined_pairs
 from .extreme import Config, Ritz, arguments, forward
 from .placement import on_any_mesh
+from .ruled import ruled
 from .truncated import reachable_tol
 
 
@@ -63,7 +64,7 @@ def tangent_product(A: Operator, dA: Operator, Q: jax.Array) -> jax.Array:
     return jax.jvp(lambda A: A.matmat(Q), (A,), (dA,))[1]
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+@ruled(static=(2,))
 def truncated_pairs(A: Operator, ritz: Ritz, config: Config) -> EighResult:
     """Return the k first of the pairs ``ritz`` as a function of A."""
     del A
@@ -80,7 +81,7 @@ def _truncated_pairs_jvp(config, primals, tangents):
     return result, truncated_eigh_tangents(A, result, dAQ, rule_numbers(A, ritz, config))
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+@ruled(static=(2,))
 def core_pairs(A: Operator, ritz: Ritz, config: Config) -> CoreEigh:
     """Return (Q, C) of the k first of the pairs ``ritz`` as a function of A."""
     del A

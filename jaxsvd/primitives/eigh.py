@@ -13,9 +13,10 @@ from ..rules.eigh import eigh_pushforward, fix_phases
 from ..rules.hermitian import from_triangle
 from .batching import over_leading_axes, power_of_two_scale
 from .hermitian import numbers
+from .ruled import ruled
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+@ruled(static=(2,))
 def pairs(a: jax.Array, W: EighResult, degeneracy_tol: float | None) -> EighResult:
     """Return W, the numbers of the eigendecomposition of a, as a differentiable function of a."""
     del a, degeneracy_tol

@@ -28,12 +28,13 @@ from .eigenpairs import core_pairs
 from .eigh import pairs
 from .extreme import Config as EighConfig
 from .extreme import Ritz as EighRitz
+from .ruled import ruled
 from .spectral import Constants, Function, frechet, total
 from .svd import triplets
 from .truncated import Config, Ritz
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+@ruled(static=(0,))
 def attach(program: Callable, values: Any, arguments: Any) -> Any:
     """Return ``values`` bit for bit, with the derivative of program(arguments).
 
@@ -60,7 +61,7 @@ def with_own_rule(call: Callable, evaluate: Callable, arrays: list[jax.Array]) -
             meets this evaluation.
         arrays: the arguments.
     """
-    function = jax.custom_jvp(call)
+    function = ruled()(call)
 
     @function.defjvp
     def _(primals, tangents):

@@ -14,16 +14,17 @@ from .. import _checks, _tolerances
 from .._types import SVDResult
 from ..rules.gauge import GaugeDependence, gauge_dependence
 from .batching import vmapped
+from .ruled import ruled
 
 Look = Callable[[SVDResult, SVDResult], SVDResult]
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+@ruled(static=(1,))
 def watch(result: SVDResult, look: Look) -> SVDResult:
     """Return the result; in reverse mode its cotangents pass through look(result, cotangent).
 
-    Reverse mode alone has cotangents, and only custom_jvp survives every transformation: the
-    tangent goes through a linear solve with the identity, whose transpose is ``look``.
+    Reverse mode alone has cotangents, and only a rule for tangents survives every transformation:
+    the tangent goes through a linear solve with the identity, whose transpose is ``look``.
     """
     del look
     return result
@@ -161,4 +162,4 @@ def gauge_check(result: Any, on: str = "warn") -> SVDResult:
     result = SVDResult(*(_checks.array("gauge_check", x, "result") for x in result))
     if min(result.S.shape[-1:]) == 0:
         return result
-    return vmapped(functools.partial(watch, look=_POLICIES[on]), result.S.ndim - 1)(result)
+    return vmapped(lambda x: watch(x, _POLICIES[on]), result.S.ndim - 1)(result)

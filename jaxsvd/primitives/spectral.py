@@ -1,19 +1,17 @@
 """`spectral_map` and `spectral_sum`: functions of the spectrum, right at every tie.
 
-One custom_jvp function D(f, W, A, E_1 .. E_n), the n-th Frechet derivative of the matrix function
+One `ruled` function D(f, W, A, E_1 .. E_n), the n-th Frechet derivative of the matrix function
 in those directions, computed from constant numbers W. Its own derivative is D with one more
-direction, plus D with each direction replaced by its tangent; both are linear in a tangent and
-depend on A, so they go through `protect`, which keeps their rule when JAX transposes them.
+direction, plus D with each direction replaced by its tangent. Reverse mode transposes these; D is
+self-adjoint in each direction, being the derivative of a gradient.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.core import Tracer, ensure_compile_time_eval, eval_jaxpr
 from jax.flatten_util import ravel_pytree
 
@@ -21,43 +19,8 @@ from .. import _checks, _tolerances
 from ..algorithms.products import PRECISION
 from ..rules.spectral import Kind, Scalar, SingularValues, differentiate
 from .batching import over_leading_axes, power_of_two_scale
+from .ruled import ruled
 from .svd import numbers
-
-Direction = jax.Array
-
-
-def protect(T: Callable[[Direction], Direction], E: Direction) -> Direction:
-    """Return T(E) for T linear and self-adjoint in Re tr(X^H Y), so that T survives transposition.
-
-    A custom_jvp function applied to a tangent loses its rule when JAX transposes it: the next
-    derivative then is that of its body. `custom_linear_solve` keeps the equation it solves, and
-    with symmetric=True solves the same equation for the transpose. So T(E) is written as the
-    solution of one: with e = E as a real array, the symmetric system in z = (w, y)
-
-        (T w - y, -w) = (0, -e)      has the solution w = e, y = T e.
-    """
-    is_complex = jnp.iscomplexobj(E)
-
-    def to_real(X):
-        return jnp.stack([X.real, X.imag]) if is_complex else X
-
-    def to_given(x):
-        return lax.complex(x[0], x[1]) if is_complex else x
-
-    # 0 * x in place of zeros, here and in the rules: all parts of a stack must be sharded alike,
-    # which arrays made from a shape alone are not under shard_map and on Explicit meshes.
-    def matvec(z):
-        Tw = to_real(T(to_given(z[0])))
-        return jnp.stack([Tw - z[1], 0 * Tw - z[0]])
-
-    def solve(matvec, b):
-        w = -b[1]
-        y = matvec(jnp.stack([w, b[0]]))[0]
-        return jnp.stack([w + 0 * y, y])
-
-    e = to_real(E)
-    z = lax.custom_linear_solve(matvec, jnp.stack([0 * e, -e]), solve, symmetric=True)
-    return to_given(z[1])
 
 
 class Constants(NamedTuple):
@@ -195,7 +158,7 @@ def _probe_elementwise(name: str, f: Callable, dtype) -> None:
         )
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+@ruled(static=(0, 1), self_adjoint=5)
 def frechet(kind, f: Function, constants, W, a: jax.Array, directions: tuple) -> jax.Array:
     """Return the n-th Frechet derivative of the matrix function f at a, n = len(directions).
 
@@ -253,26 +216,23 @@ def _frechet_jvp(kind, f, primals, tangents):
     d_constants, _, da, d_directions = tangents
     out = frechet(kind, f, constants, W, a, directions)
 
-    def with_direction(E, *others):
+    def along(E, *others):
         return frechet(kind, f, constants, W, a, (*others, E))
 
-    def along(E):
-        if constants.unit is None:
-            return with_direction(E, *directions)
+    if constants.unit is None:
+        tangent = along(da, *directions)
+    else:
         before, after = (x.astype(a.dtype) for x in _split(constants.unit))
-        return with_direction(E / before, *directions) / after
-
-    tangent = protect(along, da)
+        tangent = along(da / before, *directions) / after
     for i, dE in enumerate(d_directions):
-        others = directions[:i] + directions[i + 1 :]
-        tangent = tangent + protect(lambda E, others=others: with_direction(E, *others), dE)
+        tangent = tangent + along(dE, *directions[:i], *directions[i + 1 :])
     moved = _along_constants(
         lambda g, c: frechet(kind, g, c, W, a, directions), f, constants, d_constants.moving
     )
     return out, tangent if moved is None else tangent + moved
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+@ruled(static=(0, 1))
 def total(kind: type[Kind], f: Function, constants, W, a: jax.Array) -> jax.Array:
     """Return sum_i f(s_i) as a function of the unscaled a and the constants of f."""
     del a

@@ -17,6 +17,7 @@ from ..rules.dense import herm, svd_pushforward, svdvals_pushforward
 from . import probe
 from .batching import over_leading_axes, power_of_two_scale
 from .disturbance import disturbing, singular_numbers
+from .ruled import ruled
 
 THIN = Request()
 
@@ -34,7 +35,7 @@ def numbers(a: jax.Array, request: Request = THIN, *, raw: bool = False) -> SVDR
     return singular_numbers(a, solve(a), solve, hermitian=request.hermitian, raw=raw)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+@ruled(static=(2,))
 def triplets(a: jax.Array, W: SVDResult, degeneracy_tol: float | None) -> SVDResult:
     """Return W, the numbers of the SVD of a, as a differentiable function of a.
 
@@ -52,7 +53,7 @@ def _triplets_jvp(degeneracy_tol, primals, tangents):
     return result, svd_pushforward(result, tangents[0], degeneracy_tol=degeneracy_tol)
 
 
-@jax.custom_jvp
+@ruled()
 def values(a: jax.Array) -> jax.Array:
     """Return the singular values of one matrix; vectors are computed only under a derivative."""
     return router.solve_values(a)

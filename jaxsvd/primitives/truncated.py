@@ -23,6 +23,7 @@ from ..rules.truncated import truncated_tangents
 from .batching import over_leading_axes
 from .disturbance import singular_numbers
 from .placement import on_any_mesh
+from .ruled import ruled
 from .runs import (
     Config,
     Ritz,
@@ -117,7 +118,7 @@ def tangent_products(A: Operator, dA: Operator, U: jax.Array, V: jax.Array):
     return dAV, dAHU
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+@ruled(static=(2,))
 def truncated_triplets(A: Operator, ritz: Ritz, config: Config) -> SVDResult:
     """Return the k leading of the triplets ``ritz`` as a function of A."""
     del A
