@@ -2,6 +2,7 @@
 
 Environment:
     JAXSVD_X64=0      x64 off; of the tests only those marked x32 run.
+    JAXSVD_OPTIMIZE=1 programs compiled as users have them; a third slower in all.
     JAXSVD_CACHE_DIR  a folder for compiled programs, kept from one run to the next.
 """
 
@@ -9,10 +10,19 @@ import contextlib
 import itertools
 import os
 
-# Eight CPU devices for the sharding tests: counts only if set before jax starts its backend.
-_DEVICES = "--xla_force_host_platform_device_count"
-if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=8".strip()
+# Eight CPU devices for the sharding tests, and programs that are compiled fast rather than well:
+# most of the time went into LLVM (Hessians of three functions: 1.7 s to compile, 0.35 s so). Both
+# count only if set before jax starts its backend.
+_FLAGS = ["--xla_force_host_platform_device_count=8"]
+if os.environ.get("JAXSVD_OPTIMIZE", "0") == "0":
+    _FLAGS += [
+        "--xla_backend_optimization_level=0",
+        "--xla_cpu_use_fusion_emitters=false",
+        "--xla_cpu_parallel_codegen_split_count=1",
+    ]
+_given = os.environ.get("XLA_FLAGS", "")
+_missing = [flag for flag in _FLAGS if flag.split("=")[0] not in _given]
+os.environ["XLA_FLAGS"] = " ".join([_given, *_missing]).strip()
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402

@@ -3,7 +3,6 @@
 Checks of values are written in NumPy, in double precision, on what the library returned.
 """
 
-import functools
 from collections.abc import Iterator
 
 import jax
@@ -16,9 +15,6 @@ COMPLEX64 = pytest.param(np.complex64, marks=pytest.mark.x32, id="complex64")
 FLOAT64 = pytest.param(np.float64, id="float64")
 COMPLEX128 = pytest.param(np.complex128, id="complex128")
 DTYPES = [FLOAT32, COMPLEX64, FLOAT64, COMPLEX128]
-
-# Most of the time of a small program goes into LLVM's optimisation: without it 40 % less.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def eps(dtype) -> float:

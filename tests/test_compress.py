@@ -25,7 +25,6 @@ from tests.helpers import (
     eps,
     finite_differences,
     gaussian,
-    jit,
     with_values,
 )
 
@@ -119,7 +118,7 @@ def test_factorize_keeps_what_no_input_sees():
 def test_factorize_stacked_jitted_and_halved():
     W = jnp.asarray(gaussian((2, M, N)))
     C = np.stack([gram(M, 5, np.float64, seed) for seed in (1, 2)])
-    found = jit(lambda W, C: compress.factorize(W, 2, C))(W, jnp.asarray(C))
+    found = jax.jit(lambda W, C: compress.factorize(W, 2, C))(W, jnp.asarray(C))
     each = [compress.factorize(W[i], 2, C[i]).to_dense() for i in range(2)]
     assert_within(compress.densify(found), jnp.stack(each), 1e5)
     for narrow in (jnp.bfloat16, jnp.float8_e4m3fn):
@@ -526,7 +525,7 @@ def test_gates_are_differentiated_exactly_at_ties():
             soft = compress.gate_budget(A, gates, 10, metrics, sharpness=4)
             return jnp.sum(jnp.sin(out) * weights) + soft
 
-        by_A, by_t = jit(jax.grad(loss, (0, 1)))(jnp.asarray(A), jnp.asarray(0.3))
+        by_A, by_t = jax.jit(jax.grad(loss, (0, 1)))(jnp.asarray(A), jnp.asarray(0.3))
         assert_within(by_A, finite_differences(loss, A), 1e-6 / eps(np.float64))
         up, down = (float(loss(jnp.asarray(A), jnp.asarray(0.3 + h))) for h in (1e-5, -1e-5))
         assert float(by_t) == pytest.approx((up - down) / 2e-5, rel=1e-6)
@@ -543,7 +542,7 @@ def test_gates_begin_at_the_budget():
     params = model()
     gates = compress.rank_gates(params, 0.4, None, WHERE, AXES)
     assert set(gates) == {"dense/kernel", "blocks", "conv/kernel", "one/kernel"}
-    soft = jit(lambda budget: compress.gate_budget(params, gates, 0.2, None, AXES))(0)
+    soft = jax.jit(lambda budget: compress.gate_budget(params, gates, 0.2, None, AXES))(0)
     # (soft - budget) / budget, the budget being half of what they were made for
     assert float(soft) == pytest.approx(1, abs=1e-2)
     assert float(compress.gate_budget(params, gates, 0.41, None, AXES)) == 0
@@ -569,7 +568,7 @@ def test_gates_learn_which_weight_matters():
 
     gates = compress.rank_gates(params, 0.45)
     _, before = compress.to_budget(params, 0.45)
-    step = jit(jax.grad(loss))
+    step = jax.jit(jax.grad(loss))
     for _ in range(60):
         slopes = step(gates)
         gates = {path: t - 1e-3 * slopes[path] for path, t in gates.items()}

@@ -24,7 +24,6 @@ from tests.helpers import (
     equations,
     finite_differences,
     gaussian,
-    jit,
     like,
     pairing,
     well_separated,
@@ -130,7 +129,7 @@ def test_vjp_and_jvp_are_the_written_rules(name, shape, dtype):
     dA = like(a, seed=5)
     cotangent = like(jax.eval_shape(primitive, a), seed=7)
 
-    @jit
+    @jax.jit
     def by_jax_and_by_hand(a, dA, cotangent):
         value, vjp = jax.vjp(primitive, a)
         by_jax = vjp(cotangent)[0], jax.jvp(primitive, (a,), (dA,))[1]
@@ -297,7 +296,7 @@ def test_gauge_dependent_loss_has_the_derivative_of_the_function_as_it_stands(sh
     if dtype == np.float64:
         weights = tuple(w.real for w in weights)
     loss = gauge_dependent(k, weights)
-    gradient = jit(jax.grad(loss))(jnp.asarray(a))
+    gradient = jax.jit(jax.grad(loss))(jnp.asarray(a))
     np.testing.assert_allclose(gradient, finite_differences(loss, a), rtol=0, atol=1e-6)
     assert np.max(np.abs(gradient)) > 0.1
 
@@ -318,7 +317,7 @@ def test_full_matrices_for_losses_of_the_extra_subspace(shape, dtype):
         single = jnp.sum(left[:, :k] * U[:, :k] ** 2) + jnp.sum(right[:k] * Vh[:k] ** 3)
         return jnp.real(outside + single) + thin_loss(a)
 
-    gradient = jit(jax.grad(loss))(jnp.asarray(a))
+    gradient = jax.jit(jax.grad(loss))(jnp.asarray(a))
     np.testing.assert_allclose(gradient, finite_differences(loss, a), rtol=0, atol=1e-6)
 
 
@@ -333,7 +332,7 @@ def test_hermitian_at_pairs_of_opposite_sign(dtype):
         U, S, _ = jaxsvd.svd(a, hermitian=True)
         return jnp.real(jnp.sum(weight * (U[:, :2] @ jnp.conj(U[:, :2]).mT))) + jnp.sum(S**2)
 
-    gradient = jit(jax.grad(loss))(jnp.asarray(a))
+    gradient = jax.jit(jax.grad(loss))(jnp.asarray(a))
     np.testing.assert_allclose(gradient, finite_differences(loss, a), rtol=0, atol=1e-6)
 
 
@@ -341,7 +340,7 @@ def test_hermitian_at_pairs_of_opposite_sign(dtype):
 def test_subset_has_the_derivative_of_the_whole(dtype):
     a = jnp.asarray(well_separated(5, 3, dtype))
 
-    @jit
+    @jax.jit
     def gradients(a):
         def of_part(a):
             U, S, _ = jaxsvd.svd(a, full_matrices=False, subset_by_index=(1, 3))

@@ -21,7 +21,6 @@ from helpers import (
     finite_differences,
     gaussian,
     hermitian,
-    jit,
     like,
     pairing,
 )
@@ -114,7 +113,7 @@ def test_not_finite_in_nan_out(value):
 @pytest.mark.x32
 @pytest.mark.parametrize("n", [6, 40, 130])  # LAPACK's blocks begin at 32, divide and conquer at 26
 def test_a_matrix_of_nothing_but_infinities(n):
-    @jit
+    @jax.jit
     def all_of(A):
         def loss(A):
             w, Q = jaxsvd.eigh(A)
@@ -136,7 +135,9 @@ def test_double_precision_beyond_the_range_of_single():
     (jax.jit(lambda x: x)(np.full(3, 1e160))), so it is silenced here.
     """
     A = hermitian(DISTINCT, np.float64, 2) * 1e160
-    gradient = jit(jax.grad(lambda A: jnp.sum(jaxsvd.core_eigh(A, 2).C) + jaxsvd.eigh(A)[1][0, 0]))
+    gradient = jax.jit(
+        jax.grad(lambda A: jnp.sum(jaxsvd.core_eigh(A, 2).C) + jaxsvd.eigh(A)[1][0, 0])
+    )
     with np.errstate(over="ignore"):
         found = np.asarray(gradient(A))
     assert np.isfinite(found).all() if jax.config.jax_enable_x64 else np.isnan(found).all()
@@ -152,7 +153,7 @@ def test_vjp_and_jvp_are_the_written_rules(dtype):
     primitive = functools.partial(jaxsvd.eigh, fix_signs=False)
     cotangent = like(jax.eval_shape(primitive, A), seed=7)
 
-    @jit
+    @jax.jit
     def by_jax_and_by_hand(A, dA, cotangent):
         value, vjp = jax.vjp(primitive, A)
         by_jax = vjp(cotangent)[0], jax.jvp(primitive, (A,), (dA,))[1]
@@ -256,7 +257,7 @@ def along_a_line(loss):
         third = forward(second["reverse over forward"], 0)
         return {name: f(0.0, 0.0) for name, f in second.items()}, third(0.0, 0.0)
 
-    return jit(all_of)
+    return jax.jit(all_of)
 
 
 @pytest.mark.parametrize("dtype", BOTH)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import eps, gaussian, hermitian, jit, with_values
+from helpers import eps, gaussian, hermitian, with_values
 
 import jaxsvd
 from benchmarks import errorbars
@@ -96,7 +96,7 @@ def test_pytrees_auxiliary_data_and_argnums():
     b = {"x": jnp.asarray(gaussian((3, 2), np.float32))}
     arguments = A, b, jnp.float32(2.0)
     plain = jax.value_and_grad(of_two, (0, 1), has_aux=True)(*arguments)
-    run = jit(jaxsvd.value_and_grad_with_error(of_two, (0, 1), has_aux=True))
+    run = jax.jit(jaxsvd.value_and_grad_with_error(of_two, (0, 1), has_aux=True))
     (value, aux), gradient, error = run(*arguments)
     assert jax.tree.structure(error) == jax.tree.structure(gradient)
     assert all(e.shape == () for e in jax.tree.leaves(error))
@@ -117,7 +117,9 @@ def test_a_gap_that_the_loss_does_not_see_costs_nothing():
     def vector_of(A):
         return jaxsvd.svd(A).U[0, 0] ** 2
 
-    errors = {f: float(jit(jaxsvd.value_and_grad_with_error(f))(A)[2]) for f in (map_of, vector_of)}
+    errors = {
+        f: float(jax.jit(jaxsvd.value_and_grad_with_error(f))(A)[2]) for f in (map_of, vector_of)
+    }
     assert errors[map_of] < 20 * eps(np.float64)
     assert 1e-9 < errors[vector_of] < 1e-5
 
@@ -129,10 +131,10 @@ def test_batches_complex_numbers_and_composition():
         X = jax.jit(jaxsvd.linalg.polar)(A).U + 0.1 * A
         return jax.lax.fori_loop(0, 2, lambda i, x: x + jnp.sum(jaxsvd.svdvals(X) ** 3), 0.0)
 
-    run = jit(jax.vmap(jaxsvd.value_and_grad_with_error(loss)))
+    run = jax.jit(jax.vmap(jaxsvd.value_and_grad_with_error(loss)))
     _, gradients, errors = run(stack)
     with jax.enable_x64(True):
-        exact = np.asarray(jit(jax.vmap(jax.grad(loss)))(jnp.asarray(stack, jnp.complex128)))
+        exact = np.asarray(jax.jit(jax.vmap(jax.grad(loss)))(jnp.asarray(stack, jnp.complex128)))
     for g, x, error in zip(np.asarray(gradients), exact, np.asarray(errors), strict=True):
         true = np.linalg.norm(g - x) / np.linalg.norm(x)
         assert 0.1 < error / true < 10
@@ -148,14 +150,14 @@ def test_hermitian_functions():
         return jaxsvd.eigh(A)[1][0, 2] ** 2
 
     for loss, low, high in ((map_of, 0, 3e-6), (vector_of, 2e-5, 5e-2)):
-        error = float(jit(jaxsvd.value_and_grad_with_error(loss))(A)[2])
+        error = float(jax.jit(jaxsvd.value_and_grad_with_error(loss))(A)[2])
         assert low <= error < high, loss
 
 
 def test_nan_and_constant_losses():
-    run = jit(jaxsvd.value_and_grad_with_error(lambda A: jnp.sum(jaxsvd.svdvals(A))))
+    run = jax.jit(jaxsvd.value_and_grad_with_error(lambda A: jnp.sum(jaxsvd.svdvals(A))))
     assert np.isnan(run(jnp.full((4, 3), jnp.nan))[2])
-    run = jit(jaxsvd.value_and_grad_with_error(lambda A: 0 * jnp.sum(jaxsvd.svdvals(A))))
+    run = jax.jit(jaxsvd.value_and_grad_with_error(lambda A: 0 * jnp.sum(jaxsvd.svdvals(A))))
     assert run(jnp.asarray(gaussian((4, 3))))[2] <= eps(np.float64)
 
 
@@ -185,7 +187,7 @@ def test_eigenpairs_that_have_not_converged():
         Q = jaxsvd.truncated_eigh(A, k, which="LA", method="krylov", tol=1e-2).eigenvectors
         return jnp.sum((jnp.asarray(g) @ Q) ** 2 * jnp.arange(1.0, k + 1))
 
-    _, gradient, error = jit(jaxsvd.value_and_grad_with_error(loss))(jnp.asarray(A))
+    _, gradient, error = jax.jit(jaxsvd.value_and_grad_with_error(loss))(jnp.asarray(A))
     w, Q = np.linalg.eigh(A)
     Q, w = Q[:, ::-1], w[::-1]
     gQ = np.zeros((n, n))

@@ -30,7 +30,6 @@ from tests.helpers import (
     double,
     eps,
     gaussian,
-    jit,
     with_values,
 )
 
@@ -50,22 +49,22 @@ from tests.helpers import (
     ],
 )
 def test_matrices_by_name(function, group, dtype):
-    assert not judge(function, cases(function, group, dtype, jit), BAR).failures
+    assert not judge(function, cases(function, group, dtype, jax.jit), BAR).failures
 
 
 @pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64])
 @pytest.mark.parametrize("function", ["svd", "svd by Jacobi", "svdvals"])
 def test_one_nan_or_infinity_stays_with_its_matrix(function, dtype):
-    assert not judge(function, not_finite(function, dtype, jit), BAR).failures
+    assert not judge(function, not_finite(function, dtype, jax.jit), BAR).failures
 
 
 @pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64])
 def test_denormal_numbers(dtype):
-    assert not judge("svd", denormal("svd", dtype, jit), BAR).failures
+    assert not judge("svd", denormal("svd", dtype, jax.jit), BAR).failures
 
 
 def test_jacobi_keeps_the_digits_of_graded_columns():
-    assert not judge("Jacobi", graded_columns(jit), BAR).failures
+    assert not judge("Jacobi", graded_columns(jax.jit), BAR).failures
 
 
 @pytest.mark.x32
@@ -78,13 +77,13 @@ def test_flat_spectra_come_out_right_or_flagged():
 
 def test_values_equal_to_rounding():
     seeds = tuple(case for case in FAILED_ON if case[1] == 150)
-    assert not judge("svd", divide_and_conquer(jit, seeds), BAR).failures
+    assert not judge("svd", divide_and_conquer(jax.jit, seeds), BAR).failures
 
 
 @pytest.mark.x32
 def test_values_equal_to_rounding_in_single_precision():
     seeds = tuple(case for case in FAILED_ON if case[2] is np.float32 and case[1] == 150)
-    assert not judge("svd", divide_and_conquer(jit, seeds), BAR).failures
+    assert not judge("svd", divide_and_conquer(jax.jit, seeds), BAR).failures
     a = equal_values(*seeds[0])
     gradient = jax.grad(lambda a: jnp.sum(jaxsvd.svd(a).S))(jnp.asarray(a))
     np.testing.assert_allclose(gradient, a, atol=1e-4)  # U V^H of what is nearly orthogonal
@@ -158,8 +157,8 @@ def breakers(dtype) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64])
 def test_cholesky_qr(dtype):
     """Orthonormal to rounding, and the columns lie in the span."""
-    program = jit(lambda X: orthonormalize(X, fill=noise(*X.shape, X.dtype)))
-    factored = jit(lambda X: tall(X, lambda R: jaxsvd.svd(R, full_matrices=False)))
+    program = jax.jit(lambda X: orthonormalize(X, fill=noise(*X.shape, X.dtype)))
+    factored = jax.jit(lambda X: tall(X, lambda R: jaxsvd.svd(R, full_matrices=False)))
     for name, block in breakers(dtype).items():
         X = block.astype(dtype)
         Q = double(program(X))

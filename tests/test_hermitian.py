@@ -23,7 +23,6 @@ from helpers import (
     finite_differences,
     gaussian,
     hermitian,
-    jit,
 )
 
 import jaxsvd
@@ -111,7 +110,7 @@ def derivatives(dtype, symmetrize: bool = True):
                 found[modes] = function(0.0, 0.0, 0.0)
         return found
 
-    return jit(all_of)
+    return jax.jit(all_of)
 
 
 def directions_and_weights(dtype):
@@ -244,7 +243,7 @@ def along_a_line(loss):
             },
         )
 
-    return jit(all_of)
+    return jax.jit(all_of)
 
 
 @pytest.mark.parametrize("dtype", [REAL, COMPLEX], ids=["real", "complex"])
@@ -270,7 +269,7 @@ def test_sums_have_gradient_and_hessian_of_closed_forms(dtype):
     E, F = (herm(gaussian((4, 4), dtype, seed)) for seed in (1, 2))
     inverse = np.linalg.inv(A)
 
-    @jit
+    @jax.jit
     def derivatives_of_log_det(A):
         log_det = lambda A: jaxsvd.hermitian_sum(jnp.log, A)  # noqa: E731
         along = lambda t, u: log_det(A + t * E + u * F)  # noqa: E731
@@ -368,7 +367,7 @@ def test_single_precision_at_ties(function, dtype):
         moved = A + t.astype(dtype) * E + u.astype(dtype) * G
         return jnp.sum((weights * jaxsvd.hermitian_map(f, moved)).real)
 
-    @jit
+    @jax.jit
     def first_and_second(A):
         zero = jnp.zeros((), np.float32)
         return (

@@ -4,12 +4,13 @@ Each size is of one kind: empty, smaller than a block, a stack that goes to Jaco
 and large enough for divide and conquer. All 18 kinds of matrix go through one program for each.
 """
 
+import jax
 import numpy as np
 import pytest
 
 from benchmarks.lapack import BAR, FUNCTIONS, KINDS, cases, modes, ratio, specimens
 from benchmarks.trials import judge
-from tests.helpers import COMPLEX64, COMPLEX128, FLOAT32, FLOAT64, jit
+from tests.helpers import COMPLEX64, COMPLEX128, FLOAT32, FLOAT64
 
 CHOSEN = [
     pytest.param((0, 3), np.float32, id="0x3-float32", marks=pytest.mark.x32),
@@ -23,7 +24,7 @@ CHOSEN = [
 @pytest.mark.parametrize(("shape", "dtype"), CHOSEN)
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_ratios(function, shape, dtype):
-    row = judge(function, cases(function, (shape,), (dtype,), jit), BAR)
+    row = judge(function, cases(function, (shape,), (dtype,), jax.jit), BAR)
     assert row.cases >= len(KINDS) * len(modes(function, *shape))
     assert not row.failures
 

@@ -23,7 +23,6 @@ from tests.helpers import (
     eps,
     finite_differences,
     gaussian,
-    jit,
 )
 
 KEY = jax.random.key(0)
@@ -109,7 +108,7 @@ def test_convolution_of_full_rank_is_the_convolution(scheme, given):
     assert_within(layer.to_dense(), kernel, 200)
     op = operators.Convolution(kernel, (8, 7, 4), **given)
     wanted = op.to_dense() @ x.reshape(2, -1).T
-    y = jit(layer)(x)
+    y = jax.jit(layer)(x)
     assert_within(y, np.asarray(wanted).T.reshape(y.shape), 200)
     assert_within(layer(x[0]), y[0], 200)
 
@@ -154,7 +153,7 @@ def test_svd_linear_stays_orthogonal_in_training():
         return jnp.mean((params["last"](jnp.tanh(params["first"](x))) - y) ** 2)
 
     def run(optimizer, params):
-        @jit
+        @jax.jit
         def step(params, state):
             value, gradient = jax.value_and_grad(loss)(params)
             updates, state = optimizer.update(gradient, state, params)
@@ -192,7 +191,7 @@ def test_spectral_linear_is_capped(dtype):
     assert_within(layer(x), double(x) @ wanted, 100)
     small = layers.SpectralLinear(W, None, 100.0)
     assert_same_bits(small.to_dense(), jnp.asarray(W))
-    state, step = layer.init_state(), jit(lambda x, state: layer(x, state=state))
+    state, step = layer.init_state(), jax.jit(lambda x, state: layer(x, state=state))
     for _ in range(30):
         y, state = step(x, state)
     assert_within(y, double(x) @ wanted, 1e5 if dtype == np.float64 else 100)
@@ -222,7 +221,7 @@ def test_whiten_whitens(dtype):
     x = gaussian((40, 4), dtype) @ gaussian((4, 4), dtype, 1) + 3
     layer = layers.Whiten.init(4, momentum=0.8, dtype=dtype)
     start = layer.init_state(dtype)
-    y, state = jit(layer)(x, start)
+    y, state = jax.jit(layer)(x, start)
     wanted, mean, cov = zca(double(x), 1e-5)
     assert_within(y, wanted, 5000)
     assert np.abs(np.cov(double(y).T, bias=True) - np.eye(4)).max() < 1e-3

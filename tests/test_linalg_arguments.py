@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import adjoint, assert_within, double, gaussian, jit
+from helpers import adjoint, assert_within, double, gaussian
 
 import jaxsvd
 from jaxsvd import linalg
@@ -50,7 +50,7 @@ def test_a_batch_is_vmap_is_a_loop(name):
     a, b, w = arguments((2,))
     a[1, 0, 0] = w[1, 0] = np.nan
 
-    @jit
+    @jax.jit
     def ways(a, b, w):
         return function(a, b, w), jax.vmap(function)(a, b, w), function(a[0], b[0], w[0])
 
@@ -71,7 +71,7 @@ def test_gradients_of_a_batch_are_those_of_a_loop(name):
         results = jax.tree.leaves(CALLS[name](a, b, w))
         return sum(jnp.sum((x @ x.mT if name == "orth" else x) ** 3) for x in results)
 
-    @jit
+    @jax.jit
     def ways(a, b, w):
         alone = jax.grad(loss, (0, 1, 2))(a[0], b[0], w[0])
         return (
@@ -91,7 +91,7 @@ def test_gradients_at_ties_in_single_precision(name):
     _, b, w = arguments()
     a = np.linalg.qr(gaussian((4, 3)) - 1)[0] * np.float64(2)
 
-    @jit
+    @jax.jit
     def gradient(a, b, w):
         weights = jax.tree.map(
             lambda x: jnp.arange(x.size, dtype=x.dtype).reshape(x.shape), call(a, b, w)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import adjoint, gaussian, jit, orthonormal
+from helpers import adjoint, gaussian, orthonormal
 
 from jaxsvd import linalg
 
@@ -108,7 +108,7 @@ def program(function, arguments: int):
             "reverse over reverse": jax.grad(jax.grad(pairing))(0.0),
         }
 
-    return jit(derivatives)
+    return jax.jit(derivatives)
 
 
 ORDERS = {
@@ -181,13 +181,13 @@ def test_the_derivative_of_pinv_is_that_of_golub_and_pereyra():
     left, right = np.eye(6) - A @ A_pinv, np.eye(4) - A_pinv @ A
     normal = np.linalg.pinv(adjoint(A) @ A, 1e-12)
     wanted = -A_pinv @ dA @ A_pinv + normal @ adjoint(dA) @ left + right @ adjoint(dA) @ dual
-    got = jit(lambda A, dA: jax.jvp(linalg.pinv, (A,), (dA,))[1])(A, dA)
+    got = jax.jit(lambda A, dA: jax.jvp(linalg.pinv, (A,), (dA,))[1])(A, dA)
     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-12 * np.abs(wanted).max())
     # ... and of the solution: gradients of lstsq at constant rank, in a and in b.
     b, c = gaussian((6, 2), COMPLEX, 5), gaussian((4, 2), COMPLEX, 6)
     dx = wanted @ b
     loss = lambda A, b: jnp.sum((c * linalg.lstsq(A, b)).real)  # noqa: E731
-    gA, gb = jit(jax.grad(loss, (0, 1)))(A, b)
+    gA, gb = jax.jit(jax.grad(loss, (0, 1)))(A, b)
     np.testing.assert_allclose(np.sum((gA * dA).real), np.sum((c * dx).real), rtol=1e-12)
     np.testing.assert_allclose(gb, A_pinv.T @ c, rtol=0, atol=1e-13)
 
@@ -351,7 +351,7 @@ def test_the_gradient_of_kabsch_against_finite_differences(points, mirrored):
         np.testing.assert_allclose(gradient.reshape(-1), wanted, rtol=0, atol=1e-8)
 
 
-@jit
+@jax.jit
 def gradient_of_kabsch(P, Q, w, c, d):
     def loss(P, Q, w):
         R, t = linalg.kabsch(P, Q, w)
@@ -429,7 +429,7 @@ def test_whitened_covariances_stay_the_identity(kind):
         return W @ C @ W.mT
 
     C, dC, _ = hermitian([3.0, 2.0, 1.0], REAL, 1)
-    change = jit(lambda C, dC: jax.jvp(whitened, (C,), (dC,))[1])(C, dC)
+    change = jax.jit(lambda C, dC: jax.jvp(whitened, (C,), (dC,))[1])(C, dC)
     np.testing.assert_allclose(change, np.zeros((3, 3)), rtol=0, atol=1e-13)
 
 
@@ -473,7 +473,7 @@ def test_rayleigh_quotient_is_stationary_at_singular_vectors():
     A = gaussian((4, 3), COMPLEX)
     U, s, Vh = np.linalg.svd(A)
     quotient = lambda v, u: linalg.rayleigh_quotient(A, v, u).real  # noqa: E731
-    value, gradients = jit(jax.value_and_grad(quotient, (0, 1)))(3 * Vh[1].conj(), 2 * U[:, 1])
+    value, gradients = jax.jit(jax.value_and_grad(quotient, (0, 1)))(3 * Vh[1].conj(), 2 * U[:, 1])
     np.testing.assert_allclose(value, s[1], rtol=1e-14)
     for gradient in gradients:
         assert np.abs(gradient).max() < 1e-14

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
-from helpers import COMPLEX128, FLOAT64, adjoint, assert_same_bits, gaussian, hermitian, jit
+from helpers import COMPLEX128, FLOAT64, adjoint, assert_same_bits, gaussian, hermitian
 
 from jaxsvd import linalg
 
@@ -46,7 +46,7 @@ def test_value_and_two_derivatives_at_ties(name, dtype):
     def loss(t, u):
         return jnp.sum((G * function(A + t * E + u * F)).real)
 
-    @jit
+    @jax.jit
     def all_of(t):
         slope = lambda u: jax.jvp(lambda t: loss(t, u), (t,), (1.0,))[1]  # noqa: E731
         first = slope(0.0), jax.grad(loss)(t, 0.0)

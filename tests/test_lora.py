@@ -21,7 +21,6 @@ from tests.helpers import (
     assert_within,
     double,
     gaussian,
-    jit,
     with_values,
 )
 
@@ -94,7 +93,7 @@ def test_apply_and_unmerge(method, given):
     params = model()
     kept = jax.tree.map(np.array, params)
     adapters = trained(begun(params, method, **given))
-    merged = jit(lora.apply)(params, adapters)
+    merged = jax.jit(lora.apply)(params, adapters)
     assert_same_bits(params, kept)
     for name in ("blocks", "dense"):
         adapter = adapters[name] if name == "blocks" else adapters[name]["kernel"]
@@ -180,7 +179,7 @@ def test_constants_get_no_gradient_and_no_decay():
     )
     optimizer = optax.masked(optax.adamw(1e-2, weight_decay=0.1), lora.trainable)
 
-    @jit
+    @jax.jit
     def step(adapters, state):
         value, gradient = jax.value_and_grad(loss)(adapters)
         updates, state = optimizer.update(gradient, state, adapters)

@@ -20,7 +20,7 @@ import pytest
 from jax.experimental import checkify
 
 import jaxsvd
-from tests.helpers import assert_same_bits, assert_within, double, eps, gaussian, jit, with_values
+from tests.helpers import assert_same_bits, assert_within, double, eps, gaussian, with_values
 
 pytestmark = pytest.mark.x32
 
@@ -77,7 +77,7 @@ FEW = ["svd", "spectral_map", "core_svd", "truncated_svd"]
 
 @functools.cache
 def program(name):
-    return jit(jax.value_and_grad(LOSSES[name]))
+    return jax.jit(jax.value_and_grad(LOSSES[name]))
 
 
 @functools.cache
@@ -88,7 +88,7 @@ def plain(name):
 def fresh(name):
     """Return the same program, traced anew."""
     loss = LOSSES[name]
-    return jit(jax.value_and_grad(lambda a: loss(a)))
+    return jax.jit(jax.value_and_grad(lambda a: loss(a)))
 
 
 # ----------------------------------------------------------------------- modes that look for faults
@@ -146,14 +146,14 @@ def test_checkify_finds_nothing(name):
     checked = checkify.checkify(
         jax.value_and_grad(LOSSES[name]), errors=checkify.float_checks | checkify.index_checks
     )
-    error, found = jit(checked)(A)
+    error, found = jax.jit(checked)(A)
     error.throw()
     assert_within(found, plain(name), 4)
 
 
 def test_checkify_sees_a_nan_that_comes_in():
     checked = checkify.checkify(jaxsvd.svdvals, errors=checkify.nan_checks)
-    error, _ = jit(checked)(np.full_like(A, np.nan))
+    error, _ = jax.jit(checked)(np.full_like(A, np.nan))
     assert error.get() is not None
 
 

@@ -20,7 +20,6 @@ from tests.helpers import (
     double,
     eps,
     gaussian,
-    jit,
     pairing,
     with_values,
 )
@@ -152,7 +151,7 @@ def test_gradients(name):
     dtype = np.complex128
     norm, oracle = NORMS[name]
     A = stack(dtype)
-    gradients = jit(jax.vmap(jax.grad(norm)))(jnp.asarray(A))
+    gradients = jax.jit(jax.vmap(jax.grad(norm)))(jnp.asarray(A))
     assert np.all(np.isfinite(gradients))
     for i, kind in enumerate(SPECTRA):
         if kind == "deficient" and name in ROUGH_AT_ZERO:
@@ -195,7 +194,7 @@ def test_first_derivative_of_the_largest_at_a_tie_is_a_subgradient():
 def test_second_derivatives_in_three_orders(name):
     norm, oracle = NORMS[name]
     A, E = with_values(SPECTRA["tied"], 5, 4), gaussian((5, 4), seed=5)
-    products = jit(derivatives_of(norm, 2))(jnp.asarray(A), jnp.asarray(E))
+    products = jax.jit(derivatives_of(norm, 2))(jnp.asarray(A), jnp.asarray(E))
 
     def second(E):
         h = 1e-3  # fourth order: the errors of h^4 and eps / h^2 are 1e-11 and 1e-10
@@ -336,7 +335,7 @@ def convolution_norm(kernel):
 
 def test_derivatives_of_a_circular_norm():
     kernel, E = gaussian((3, 2, 2, 2)), gaussian((3, 2, 2, 2), seed=1)
-    products = jit(derivatives_of(convolution_norm, 2))(jnp.asarray(kernel), jnp.asarray(E))
+    products = jax.jit(derivatives_of(convolution_norm, 2))(jnp.asarray(kernel), jnp.asarray(E))
     gradient = jax.grad(convolution_norm)(jnp.asarray(kernel))
 
     def truth(t):
@@ -395,7 +394,7 @@ def test_tracked_norm_in_a_scan():
     path = jnp.asarray(np.stack([A + t * dA for t in range(40)]))
     init = norms.spectral_init(jax.ShapeDtypeStruct((96, 64), jnp.float64))
 
-    @jit
+    @jax.jit
     def run(state, path):
         def body(state, a):
             sigma, state = norms.spectral_step(a, state)
@@ -415,11 +414,13 @@ def test_tracked_norm_in_a_scan():
 def test_tracked_norms_of_a_stack_and_their_gradient():
     A = jnp.asarray(stack(np.complex128))
     state = norms.spectral_init(A, extra=1)
-    step = jit(norms.spectral_step)
+    step = jax.jit(norms.spectral_step)
     for _ in range(30):
         sigma, state = step(A, state)
     assert_within(sigma, singular_values(A)[:, 0], 1e3)
-    gradient = jit(jax.grad(lambda a, state: jnp.sum(norms.spectral_step(a, state)[0])))(A, state)
+    gradient = jax.jit(jax.grad(lambda a, state: jnp.sum(norms.spectral_step(a, state)[0])))(
+        A, state
+    )
     U, _, Vh = np.linalg.svd(double(A), full_matrices=False)
     wanted = np.conj(U[:, :, :1] @ Vh[:, :1, :])
     np.testing.assert_allclose(gradient, wanted, atol=1e-5)

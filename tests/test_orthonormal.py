@@ -1,16 +1,17 @@
 """Orthonormal bases of tall blocks, of any rank, condition and scale, against Householder's."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxsvd.algorithms.orthonormal import append, noise, orthonormalize, polish
-from tests.helpers import DTYPES, adjoint, double, eps, gaussian, jit, orthonormal, with_values
+from tests.helpers import DTYPES, adjoint, double, eps, gaussian, orthonormal, with_values
 
 M, L, P = 60, 6, 8
 
 
-@jit
+@jax.jit
 def basis_of(X):
     return orthonormalize(X, fill=noise(M, L, X.dtype))
 
@@ -57,7 +58,7 @@ def test_a_block_that_continues_a_basis(kind, dtype):
     values = np.asarray(SPECTRA[kind], np.float64)
     inside = double(basis) @ gaussian((P, L), dtype)
     X = (inside + double(with_values(values, M, L, dtype))).astype(dtype)
-    Q, coefficients, _ = jit(append)(basis, X, 1.0, fill=noise(M, L, dtype))
+    Q, coefficients, _ = jax.jit(append)(basis, X, 1.0, fill=noise(M, L, dtype))
     assert loss(Q) < 8 * eps(dtype)
     assert np.max(np.abs(adjoint(double(basis)) @ double(Q))) < 100 * eps(dtype)
     exact = adjoint(double(basis)) @ double(X)

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 import scipy.sparse
-from helpers import FLOAT32, FLOAT64, eps, finite_differences, gaussian, jit, orthonormal
+from helpers import FLOAT32, FLOAT64, eps, finite_differences, gaussian, orthonormal
 from jax.experimental import sparse
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA, IncrementalPCA, TruncatedSVD
@@ -250,8 +250,8 @@ def shared(x):
 @pytest.mark.parametrize("m", [12, 6])
 def test_gradients_are_those_of_finite_differences(m):
     x = samples(m=m)
-    got = jit(jax.jacrev(shared))(x)
-    forward = jit(jax.jacfwd(shared))(x)
+    got = jax.jit(jax.jacrev(shared))(x)
+    forward = jax.jit(jax.jacfwd(shared))(x)
     for i in range(4):
         wanted = finite_differences(lambda x, i=i: shared(x)[i], x)
         np.testing.assert_allclose(got[i], wanted, atol=1e-6 * np.max(np.abs(wanted)))
@@ -288,7 +288,7 @@ def test_reconstructions_are_differentiable_at_ties_inside():
         back = pca.inverse_transform(model, pca.transform(model, x))
         return jnp.sum(jnp.sin(back))
 
-    gradient = jit(jax.grad(loss))(x)
+    gradient = jax.jit(jax.grad(loss))(x)
     np.testing.assert_allclose(gradient, finite_differences(loss, x), atol=1e-7)
 
 
@@ -303,7 +303,7 @@ def test_the_best_linear_autoencoder_is_the_model():
     def loss(weights):
         return jnp.mean(jnp.sum((x @ weights[0] @ weights[1] - x) ** 2, axis=1))
 
-    @jit
+    @jax.jit
     def train(weights):
         def step(carry, _):
             weights, state = carry

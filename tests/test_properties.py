@@ -21,7 +21,6 @@ from tests.helpers import (
     assert_same_bits,
     eps,
     gaussian,
-    jit,
     orthonormal,
     pairing,
     with_values,
@@ -64,7 +63,7 @@ def program(name: str):
         "polar-like": lambda a: jaxsvd.spectral_map(jnp.tanh, a),
         "nuclear": lambda a: jaxsvd.spectral_sum(lambda s: s, a),
     }
-    return jit(functions[name])
+    return jax.jit(functions[name])
 
 
 def values(a) -> np.ndarray:
@@ -203,7 +202,7 @@ def derivatives(loss: str):
         slopes = jnp.stack([slope(x), slope(y), slope(2 * x - 3 * y)])
         return slopes, jax.grad(f)(a), hessian(x), hessian(y)
 
-    return jit(all_of)
+    return jax.jit(all_of)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -247,7 +246,7 @@ def test_sharded_is_not_sharded():
     mesh = jax.sharding.Mesh(devices, ("rows",))
     a = jnp.asarray(gaussian((1024, 8), np.float32))
     spread = jax.device_put(a, NamedSharding(mesh, PartitionSpec("rows")))
-    call = jit(lambda a: jaxsvd.truncated_svd(a, 3))
+    call = jax.jit(lambda a: jaxsvd.truncated_svd(a, 3))
     S, product = [], []
     for x in (a, spread):
         U, s, Vh = (np.asarray(y) for y in call(x))

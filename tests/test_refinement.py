@@ -1,5 +1,6 @@
 """Refined eigenpairs in single precision, against those of double precision."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from jax import lax
 
 import jaxsvd
 from jaxsvd.algorithms import refinement
-from tests.helpers import COMPLEX64, FLOAT32, adjoint, double, eps, hermitian, jit
+from tests.helpers import COMPLEX64, FLOAT32, adjoint, double, eps, hermitian
 
 N = 12
 SPECTRA = {
@@ -23,7 +24,7 @@ SPECTRA = {
 DTYPES = [FLOAT32, COMPLEX64]
 
 
-@jit
+@jax.jit
 def before_and_after(a):
     Q, w = lax.linalg.eigh(a, symmetrize_input=False)
     return (w, Q), refinement.refined(a, w, Q)

@@ -7,7 +7,7 @@ import pytest
 
 import jaxsvd
 from jaxsvd import _leaves, norms, regularizers
-from tests.helpers import assert_same_bits, assert_within, double, gaussian, jit, with_values
+from tests.helpers import assert_same_bits, assert_within, double, gaussian, with_values
 
 CONV = ((0, 1, 2), 3)
 
@@ -102,7 +102,7 @@ def test_penalty_of_batch_axes_is_a_sum():
 
 def test_gradient_of_the_penalty_of_the_largest():
     p = params()
-    gradient = jit(jax.grad(lambda p: regularizers.spectral_norm(p, "dense/kernel")))(
+    gradient = jax.jit(jax.grad(lambda p: regularizers.spectral_norm(p, "dense/kernel")))(
         {"dense": p["dense"]}
     )["dense"]
     U, s, Vh = np.linalg.svd(double(p["dense"]["kernel"]))
@@ -129,7 +129,9 @@ def test_spectral_normalize(mode):
     }
     before = jax.tree.map(jnp.copy, p)
     state = regularizers.spectral_normalize_init(jax.eval_shape(lambda: p))
-    step = jit(lambda p, state: regularizers.spectral_normalize(p, state, mode=mode, max_norm=1.5))
+    step = jax.jit(
+        lambda p, state: regularizers.spectral_normalize(p, state, mode=mode, max_norm=1.5)
+    )
     for _ in range(25):
         scaled, state = step(p, state)
     assert_same_bits(p, before)
@@ -158,10 +160,10 @@ def test_gradient_through_normalisation():
     def normalize(W, state):
         return regularizers.spectral_normalize(W, state, mode="exact")
 
-    step = jit(normalize)
+    step = jax.jit(normalize)
     for _ in range(40):
         _, state = step(jnp.asarray(W), state)
-    gradient = jit(jax.grad(lambda W, state: jnp.sum(normalize(W, state)[0] * X)))
+    gradient = jax.jit(jax.grad(lambda W, state: jnp.sum(normalize(W, state)[0] * X)))
     gradient = gradient(jnp.asarray(W), state)
     U, s, Vh = np.linalg.svd(W)
     wanted = (X - np.sum(W * X) / s[0] * np.outer(U[:, 0], Vh[0])) / s[0]
@@ -172,7 +174,7 @@ def test_kernels_with_more_axes_are_normalised_as_matrices():
     p = params()
     axes = {"conv": CONV}
     state = regularizers.spectral_normalize_init(p, axes=axes)
-    step = jit(lambda p, s: regularizers.spectral_normalize(p, s, axes=axes, mode="exact"))
+    step = jax.jit(lambda p, s: regularizers.spectral_normalize(p, s, axes=axes, mode="exact"))
     for _ in range(40):
         scaled, state = step(p, state)
     np.testing.assert_allclose(values(scaled["conv"]["kernel"].reshape(12, 5))[0], 1, rtol=1e-6)

@@ -14,7 +14,7 @@ import jax.scipy.linalg as jsl
 import numpy as np
 import pytest
 import scipy.linalg
-from helpers import adjoint, assert_within, gaussian, hermitian, jit, orthonormal, with_values
+from helpers import adjoint, assert_within, gaussian, hermitian, orthonormal, with_values
 from jax import lax
 
 import jaxsvd
@@ -67,8 +67,8 @@ def check(case: Case, tolerance: float = 2e-7):
     value, report = safe(case.loss, report=True)(A)
     assert value == case.loss(A)
     assert report.rules() == case.rules, str(report)
-    assert jit(safe(case.loss))(A) == jit(case.loss)(A)
-    g = jit(jax.grad(safe(case.loss)))(A)
+    assert jax.jit(safe(case.loss))(A) == jax.jit(case.loss)(A)
+    g = jax.jit(jax.grad(safe(case.loss)))(A)
     want = gradient(case.truth, case.at)
     np.testing.assert_allclose(g, want, rtol=0, atol=tolerance * max(1, np.abs(want).max()))
 
@@ -511,7 +511,7 @@ def branches(A):
 )
 def test_second_derivatives_at_ties(loss, exact, order):
     A = jnp.asarray(SPD)
-    assert_within(jit(order(safe(loss)))(A), jit(order(exact))(A), 1e4)
+    assert_within(jax.jit(order(safe(loss)))(A), jax.jit(order(exact))(A), 1e4)
 
 
 def test_forward_mode_and_loops():
@@ -521,8 +521,8 @@ def test_forward_mode_and_loops():
         A = TIED + t * np.asarray(E)
         return np.sum(W33 * (A @ A.T @ A)) / 4
 
-    value, tangent = jit(lambda A: jax.jvp(safe(branches), (A,), (E,)))(jnp.asarray(TIED))
-    assert value == jit(branches)(jnp.asarray(TIED))
+    value, tangent = jax.jit(lambda A: jax.jvp(safe(branches), (A,), (E,)))(jnp.asarray(TIED))
+    assert value == jax.jit(branches)(jnp.asarray(TIED))
     np.testing.assert_allclose(tangent, extrapolated_difference(truth, 1e-2)[0], rtol=1e-8)
     rules = safe(branches, report=True)(jnp.asarray(TIED))[1].rules()
     assert set(rules) == {"spectral_map"}
@@ -537,7 +537,7 @@ def test_parameters_inside_are_differentiated():
 
     stack = jnp.asarray(np.stack([TIED, np.eye(3)]))
     cut = jnp.array([0.5, 0.25])
-    g = jit(jax.grad(safe(loss), 1))(stack, cut)
+    g = jax.jit(jax.grad(safe(loss), 1))(stack, cut)
     want = [-np.sum(W33 * scipy.linalg.polar(A)[0]) for A in np.asarray(stack)]
     np.testing.assert_allclose(g, want, rtol=1e-12)
 

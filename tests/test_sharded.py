@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxsvd
 from benchmarks.hlo import collectives, decompositions
-from tests.helpers import adjoint, double, eps, gaussian, jit, orthonormal
+from tests.helpers import adjoint, double, eps, gaussian, orthonormal
 
 P = PartitionSpec
 M, N, K = 192, 128, 4
@@ -144,7 +144,7 @@ def test_other_methods(method):
 
 def check(method: str, place: str, kind: AxisType) -> None:
     a = placed(matrix(), place, kind)
-    program = jit(value_and_gradient(METHODS[method])).lower(a).compile()
+    program = jax.jit(value_and_gradient(METHODS[method])).lower(a).compile()
     check_program(program.as_text())
     (value, result), gradient = program(a)
     check_result(result, matrix())
@@ -178,7 +178,7 @@ def test_a_long_matrix_with_a_short_side_is_not_gathered(method, wide):
     place, a = ("columns", a.T) if wide else ("rows", a)
     there = placed(a, place, AxisType.Auto)
     gradient = value_and_gradient_of_energy(lambda a: jaxsvd.truncated_svd(a, 3, method=method))
-    program = jit(gradient).lower(there).compile()
+    program = jax.jit(gradient).lower(there).compile()
     check_program(program.as_text(), m=4096, n=32)
     (value, _), slope = program(there)
     U, S, Vh = np.linalg.svd(double(a), full_matrices=False)
@@ -224,7 +224,7 @@ def test_sparse_rows(form, kind):
     def gradient(x, i):
         return value_and_gradient_of_energy(lambda x: method(assemble(x, i)))(x)
 
-    program = jit(gradient).lower(put(data), where).compile()
+    program = jax.jit(gradient).lower(put(data), where).compile()
     for call in collectives(program.as_text()):
         assert call.kind == "all-reduce" or call.longest <= SMALL, call
     for call in decompositions(program.as_text()):
@@ -252,11 +252,11 @@ def test_a_sharded_batch_of_small_matrices_stays_local(kind):
         value, pull = jax.vjp(loss, a)
         return value, pull(jnp.ones_like(value))[0]
 
-    program = jit(pulled).lower(a).compile()
+    program = jax.jit(pulled).lower(a).compile()
     # Nothing but whether a matrix anywhere wants another sweep.
     assert all(call.longest == 1 for call in collectives(program.as_text()))
     value, slope = program(a)
-    on_one = jit(pulled)(jnp.asarray(np.asarray(a)))
+    on_one = jax.jit(pulled)(jnp.asarray(np.asarray(a)))
     for actual, desired in zip((value, slope), on_one, strict=True):
         np.testing.assert_allclose(actual, desired, rtol=1e-5, atol=1e-5)
         assert is_placed(actual, mesh("8", kind), "i")
@@ -274,7 +274,7 @@ def test_inside_shard_map_each_device_factors_its_own():
         return jax.tree.map(lambda x: x[None], (result, gradient))
 
     spec = P("i")
-    program = jit(jax.shard_map(local, mesh=there, in_specs=spec, out_specs=spec)).lower(a)
+    program = jax.jit(jax.shard_map(local, mesh=there, in_specs=spec, out_specs=spec)).lower(a)
     program = program.compile()
     assert not collectives(program.as_text())
     (_, S, _), gradient = program(a)
@@ -291,7 +291,7 @@ def test_an_axis_that_the_mesh_does_not_divide():
     a = matrix()[:190]
     with pytest.raises(ValueError, match="partitioned 8 times, but the dimension size is 190"):
         jax.device_put(a, there)
-    program = jit(lambda a: METHODS["krylov"](jax.lax.with_sharding_constraint(a, there)))
+    program = jax.jit(lambda a: METHODS["krylov"](jax.lax.with_sharding_constraint(a, there)))
     result = program(a)
     expected = np.linalg.svd(double(a), compute_uv=False)[:K]
     np.testing.assert_allclose(result.S, expected, rtol=0, atol=10 * eps(np.float32))
@@ -310,7 +310,7 @@ def test_inside_shard_map_rows_may_lie_on_the_other_axes():
     spec = P("i")
     with jax.set_mesh(there):
         mapped = jax.shard_map(local, in_specs=spec, out_specs=spec, axis_names={"i"})
-        program = jit(mapped).lower(a).compile()
+        program = jax.jit(mapped).lower(a).compile()
     check_program(program.as_text())
     assert {call.group for call in collectives(program.as_text())} == {4}
     (U, S, _), gradient = program(a)

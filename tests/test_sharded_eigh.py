@@ -10,7 +10,7 @@ from jax.sharding import AxisType
 
 import jaxsvd
 from benchmarks.hlo import collectives
-from tests.helpers import adjoint, double, eps, gaussian, hermitian, jit
+from tests.helpers import adjoint, double, eps, gaussian, hermitian
 from tests.test_sharded import EVERY_KIND, PLACES, is_placed, mesh, placed
 
 N, K = 192, 4
@@ -67,7 +67,7 @@ def core_value_and_gradient(which: str):
 
 def check(which: str, place: str, kind: AxisType, function, *, core: bool) -> None:
     a = placed(matrix(), place, kind)
-    program = jit(function(which)).lower(a).compile()
+    program = jax.jit(function(which)).lower(a).compile()
     (value, result), gradient = program(a)
     exact = double(matrix())
     w, _ = expected(exact, which)
@@ -118,7 +118,7 @@ def test_all_pairs_of_a_small_matrix(method, kind):
         w, Q = jaxsvd.truncated_eigh(a, 3, method=method)
         return jnp.sum((Q * w[None, :]) ** 2) + jnp.trace(jaxsvd.core_eigh(a, 3, method=method).C)
 
-    value, gradient = jit(jax.value_and_grad(loss))(there)
+    value, gradient = jax.jit(jax.value_and_grad(loss))(there)
     w, Q = np.linalg.eigh(double(a))
     wanted = (Q[:, -3:] * (2 * w[-3:] + 1)) @ Q[:, -3:].T
     np.testing.assert_allclose(value, np.sum(w[-3:] ** 2) + np.sum(w[-3:]), rtol=1e-5)

@@ -22,7 +22,6 @@ from tests.helpers import (
     assert_same_bits,
     assert_within,
     gaussian,
-    jit,
     like,
     well_separated,
 )
@@ -108,7 +107,7 @@ def eager(name: str) -> SimpleNamespace:
 def hessian(name: str) -> np.ndarray:
     step = 1e-4
     steps = step * np.eye(A.size).reshape(A.size, *A.shape)
-    gradients = jit(jax.vmap(jax.grad(LOSSES[name])))
+    gradients = jax.jit(jax.vmap(jax.grad(LOSSES[name])))
     up, down = (np.asarray(gradients(np.asarray(A) + sign * steps)) for sign in (1, -1))
     return ((up - down) / (2 * step)).reshape(*A.shape, *A.shape)
 
@@ -117,34 +116,34 @@ def scan_over_stack(loss):
     def total(stack):
         return lax.scan(lambda sum_, a: (sum_ + loss(a), None), jnp.zeros(()), stack)[0]
 
-    return jit(jax.grad(total))(STACK)
+    return jax.jit(jax.grad(total))(STACK)
 
 
 def vmap_over_nothing_batched(loss):
     shares = jnp.array([0.5, 0.25, 0.25])
-    return jit(jax.grad(lambda a: jnp.sum(jax.vmap(lambda t: t * loss(a))(shares))))(A)
+    return jax.jit(jax.grad(lambda a: jnp.sum(jax.vmap(lambda t: t * loss(a))(shares))))(A)
 
 
 # What each transformation of a loss gives, and the name of what it must be equal to.
 FIRST_ORDER = {
-    "jit": (lambda f: jit(f)(A), "value"),
-    "vmap": (lambda f: jit(jax.vmap(f))(STACK), "values"),
-    "jvp": (lambda f: jit(lambda a, e: jax.jvp(f, (a,), (e,))[1])(A, E), "slope"),
-    "vjp": (lambda f: jit(lambda a: jax.vjp(f, a)[1](jnp.ones(()))[0])(A), "gradient"),
+    "jit": (lambda f: jax.jit(f)(A), "value"),
+    "vmap": (lambda f: jax.jit(jax.vmap(f))(STACK), "values"),
+    "jvp": (lambda f: jax.jit(lambda a, e: jax.jvp(f, (a,), (e,))[1])(A, E), "slope"),
+    "vjp": (lambda f: jax.jit(lambda a: jax.vjp(f, a)[1](jnp.ones(()))[0])(A), "gradient"),
     "linearize": (lambda f: jax.linearize(jax.jit(f), A)[1](E), "slope"),
-    "jacfwd": (lambda f: jit(jax.jacfwd(f))(A), "gradient"),
-    "jacrev": (lambda f: jit(jax.jacrev(f))(A), "gradient"),
-    "vmap of grad": (lambda f: jit(jax.vmap(jax.grad(f)))(STACK), "gradients"),
+    "jacfwd": (lambda f: jax.jit(jax.jacfwd(f))(A), "gradient"),
+    "jacrev": (lambda f: jax.jit(jax.jacrev(f))(A), "gradient"),
+    "vmap of grad": (lambda f: jax.jit(jax.vmap(jax.grad(f)))(STACK), "gradients"),
     "grad of vmap": (
-        lambda f: jit(jax.grad(lambda x: jax.vmap(f)(x).sum()))(STACK),
+        lambda f: jax.jit(jax.grad(lambda x: jax.vmap(f)(x).sum()))(STACK),
         "gradients",
     ),
     "vmap of jvp": (
-        lambda f: jit(jax.vmap(lambda a, e: jax.jvp(f, (a,), (e,))[1]))(STACK, TANGENTS),
+        lambda f: jax.jit(jax.vmap(lambda a, e: jax.jvp(f, (a,), (e,))[1]))(STACK, TANGENTS),
         "slopes",
     ),
     "vmap over nothing batched": (vmap_over_nothing_batched, "gradient"),
-    "checkpoint": (lambda f: jit(jax.grad(jax.checkpoint(f)))(A), "gradient"),
+    "checkpoint": (lambda f: jax.jit(jax.grad(jax.checkpoint(f)))(A), "gradient"),
     "scan": (scan_over_stack, "gradients"),
 }
 
@@ -178,7 +177,7 @@ def assert_near_finite_differences(actual, expected):
 @pytest.mark.parametrize("order", SECOND_ORDER)
 @pytest.mark.parametrize("name", LOSSES)
 def test_hessian(name, order):
-    actual = jit(SECOND_ORDER[order](LOSSES[name]))(A)
+    actual = jax.jit(SECOND_ORDER[order](LOSSES[name]))(A)
     assert_near_finite_differences(actual, hessian(name))
 
 
@@ -190,7 +189,7 @@ def test_hessian_vector_product_of_complex_matrices(name):
     complex_a = well_separated(4, 3, np.complex128) / 2
     x, e = jnp.stack([complex_a.real, complex_a.imag]), TANGENTS[:2]
 
-    @jit
+    @jax.jit
     def products_and_differences(x, e):
         steps = 1e-4 * jnp.stack([e, -e])
         up, down = jax.vmap(lambda step: jax.grad(of_parts)(x + step))(steps)
@@ -216,7 +215,7 @@ def test_single_precision(name):
     """Also with x64 off; the Hessian against differences of the gradient in single precision."""
     loss, a, e = LOSSES[name], A.astype(np.float32), E.astype(np.float32)
 
-    @jit
+    @jax.jit
     def compiled(a, e):
         step = jnp.float32(3e-3)
         near = jnp.stack([a, a + step * e, a - step * e])
@@ -250,21 +249,21 @@ def over_shards(mesh, function):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_shard_map_of_gradient(name, mesh):
-    gradients = jit(over_shards(mesh, jax.vmap(jax.grad(LOSSES[name]))))(shard(mesh, STACK))
+    gradients = jax.jit(over_shards(mesh, jax.vmap(jax.grad(LOSSES[name]))))(shard(mesh, STACK))
     assert_within(gradients, eager(name).gradients, 200)
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_gradient_of_shard_map(name, mesh):
     mapped = over_shards(mesh, jax.vmap(LOSSES[name]))
-    gradients = jit(jax.grad(lambda x: jnp.sum(mapped(x))))(shard(mesh, STACK))
+    gradients = jax.jit(jax.grad(lambda x: jnp.sum(mapped(x))))(shard(mesh, STACK))
     assert_within(gradients, eager(name).gradients, 200)
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_jvp_of_shard_map(name, mesh):
     mapped = over_shards(mesh, jax.vmap(LOSSES[name]))
-    jvp = jit(lambda x, e: jax.jvp(mapped, (x,), (e,)))
+    jvp = jax.jit(lambda x, e: jax.jvp(mapped, (x,), (e,)))
     values, slopes = jvp(shard(mesh, STACK), shard(mesh, TANGENTS))
     assert_within((values, slopes), (eager(name).values, eager(name).slopes), 200)
 
@@ -273,7 +272,7 @@ def test_jvp_of_shard_map(name, mesh):
 def test_hessian_vector_product_of_shard_map(name, mesh):
     mapped = over_shards(mesh, jax.vmap(LOSSES[name]))
 
-    @jit
+    @jax.jit
     def product(x, e):
         return PRODUCTS["forward over reverse"](lambda x: jnp.sum(mapped(x)), x, e)
 
@@ -285,7 +284,7 @@ def test_hessian_vector_product_of_shard_map(name, mesh):
 @pytest.mark.parametrize("name", LOSSES)
 def test_batch_sharded_over_a_mesh(name, axis_type):
     mesh = jax.make_mesh((8,), ("batch",), axis_types=(axis_type,))
-    function = jit(jax.vmap(jax.value_and_grad(LOSSES[name])))
+    function = jax.jit(jax.vmap(jax.value_and_grad(LOSSES[name])))
     values, gradients = function(shard(mesh, STACK))
     assert_within((values, gradients), (eager(name).values, eager(name).gradients), 200)
 
@@ -346,7 +345,7 @@ def test_scalar_parameter(name, dtype):
         slope = jax.jvp(lambda t: loss(t, a), (t,), (jnp.ones_like(t),))[1]
         return slope, jax.grad(loss, argnums=(0, 1))(t, a)
 
-    ours, closed_form = (jit(derivatives, static_argnums=0)(loss) for loss in PARAMETRIC[name])
+    ours, closed_form = (jax.jit(derivatives, static_argnums=0)(loss) for loss in PARAMETRIC[name])
     assert ours[0].dtype == t.dtype
     assert_within(ours, closed_form, 200)
 
@@ -359,9 +358,9 @@ def test_second_order_in_the_parameter_and_mixed(name, order):
     e = like(both, seed=3)
 
     def product(loss):
-        return jit(lambda both: PRODUCTS[order](lambda both: loss(both[0, 0], both[1:]), both, e))(
-            both
-        )
+        return jax.jit(
+            lambda both: PRODUCTS[order](lambda both: loss(both[0, 0], both[1:]), both, e)
+        )(both)
 
     ours, closed_form = (product(loss) for loss in PARAMETRIC[name])
     assert_within(ours, closed_form, 200)
@@ -389,10 +388,10 @@ def test_several_parameters(transform):
 
         return {
             "eager": lambda: gradients(first, A),
-            "jit": lambda: jit(gradients)(first, A),
-            "vmap over parameters": lambda: jit(jax.vmap(gradients, (0, None)))(c, A),
-            "vmap over both": lambda: jit(jax.vmap(gradients))(c, STACK),
-            "vmap over matrices": lambda: jit(jax.vmap(gradients, (None, 0)))(first, STACK),
+            "jit": lambda: jax.jit(gradients)(first, A),
+            "vmap over parameters": lambda: jax.jit(jax.vmap(gradients, (0, None)))(c, A),
+            "vmap over both": lambda: jax.jit(jax.vmap(gradients))(c, STACK),
+            "vmap over matrices": lambda: jax.jit(jax.vmap(gradients, (None, 0)))(first, STACK),
         }[transform]()
 
     assert_within(transformed(cubic), transformed(cubic_by_products), 200)
@@ -401,7 +400,7 @@ def test_several_parameters(transform):
 def test_parameters_with_leading_axes_are_those_of_vmap():
     stack = STACK.reshape(2, 4, 4, 3)
 
-    @jit
+    @jax.jit
     def gradients(t):
         def together(t):
             return jnp.sum(resolvent(t, stack) ** 3)
@@ -424,7 +423,7 @@ def test_parameter_that_depends_on_the_matrix():
     def closed_form(a):
         return weighted(WEIGHT, jnp.sum(a * a) * a)
 
-    product = jit(PRODUCTS["forward over reverse"], static_argnums=0)
+    product = jax.jit(PRODUCTS["forward over reverse"], static_argnums=0)
     assert_within(product(ours, A, E), product(closed_form, A, E), 200)
 
 
@@ -436,5 +435,5 @@ def test_integer_parameter_is_a_constant():
         return jaxsvd.spectral_sum(lambda s: t * s ** power[1].astype(s.dtype), a)
 
     a = A.astype(np.float32)
-    value, slope = jit(jax.value_and_grad(loss))(t, power, a)
+    value, slope = jax.jit(jax.value_and_grad(loss))(t, power, a)
     assert_within((value, slope), (0.5 * jnp.sum(a * a), jnp.sum(a * a)), 20)

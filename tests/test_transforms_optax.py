@@ -21,7 +21,6 @@ from tests.helpers import (
     double,
     eps,
     gaussian,
-    jit,
     pairing,
     with_values,
 )
@@ -84,7 +83,7 @@ def oracle(A, function):
 def test_projections(name, dtype):
     project, function = PROJECTIONS[name]
     A = stack(dtype)
-    project = jit(jax.vmap(project))
+    project = jax.jit(jax.vmap(project))
     projected = project(jnp.asarray(A))
     again = project(projected)
     assert projected.dtype == dtype
@@ -119,7 +118,7 @@ def test_derivatives_of_projections(name):
         slope = jax.jvp(project, (a,), (e,))[1]
         return slope, jax.vjp(project, a)[1](jnp.asarray(weights))[0]
 
-    forward, reverse = jit(jax.vmap(both))(jnp.asarray(A), jnp.asarray(E))
+    forward, reverse = jax.jit(jax.vmap(both))(jnp.asarray(A), jnp.asarray(E))
     for a, e, slope, gradient in zip(A, E, forward, reverse, strict=True):
         np.testing.assert_allclose(slope, slopes(name, a, e), atol=1e-7)
         np.testing.assert_allclose(pairing(gradient, e), pairing(slope, weights), atol=1e-12)
@@ -130,7 +129,7 @@ def test_second_derivative_of_the_nuclear_projection_at_a_tie():
     A, E = with_values((2, 2, 0.4), 4, 3), gaussian((4, 3), seed=3)
     W = jnp.asarray(gaussian((4, 3), seed=4))
     loss = lambda a: jnp.sum(W * project(a))  # noqa: E731
-    product = jit(lambda a, e: jax.jvp(jax.grad(loss), (a,), (e,))[1])(A, E)
+    product = jax.jit(lambda a, e: jax.jvp(jax.grad(loss), (a,), (e,))[1])(A, E)
     # The oracle's curvature along E, in fourth order.
     h = 1e-3
     f = [np.sum(W * oracle(A + i * h * E, lambda s: on_simplex(s, 2.5))) for i in range(-2, 3)]
@@ -140,7 +139,7 @@ def test_second_derivative_of_the_nuclear_projection_at_a_tie():
 
 def test_the_radius_is_differentiated():
     A = jnp.asarray(with_values((3, 2, 0.5), 4, 3))
-    slope = jit(jax.jacfwd(lambda r: transforms.projection_nuclear_ball(A, r)))(2.5)
+    slope = jax.jit(jax.jacfwd(lambda r: transforms.projection_nuclear_ball(A, r)))(2.5)
     U, _, Vh = np.linalg.svd(double(A), full_matrices=False)
     np.testing.assert_allclose(slope, (U[:, :2] @ Vh[:2]) / 2, atol=1e-12)
 
@@ -186,12 +185,12 @@ def types(state):
 
 @pytest.mark.parametrize("name", LINKS)
 def test_as_optax_wants_it(name):
-    """Jit equals no jit, state types are stable, init takes shapes, float32 stays float32."""
+    """Jit equals no jax.jit, state types are stable, init takes shapes, float32 stays float32."""
     params, grads = ({k: tree[k] for k in "wb"} for tree in trees(np.float32))
     link = LINKS[name]()
     state = link.init(jax.eval_shape(lambda: params))
     assert_same_bits(state, link.init(params))
-    jitted = jit(link.update)
+    jitted = jax.jit(link.update)
     following = state
     for _ in range(3):
         last = following
@@ -210,11 +209,11 @@ def test_wrapped_by_optax(name):
     params, grads = trees()
     mask = {"w": True, "v": False, "b": False}
     masked = optax.masked(LINKS[name](), mask)
-    updates, _ = jit(masked.update)(grads, masked.init(params), params)
+    updates, _ = jax.jit(masked.update)(grads, masked.init(params), params)
     assert_same_bits({k: updates[k] for k in "vb"}, {k: grads[k] for k in "vb"})
     alone = LINKS[name]()
     only = {"w": params["w"]}
-    wanted, _ = jit(alone.update)({"w": grads["w"]}, alone.init(only), only)
+    wanted, _ = jax.jit(alone.update)({"w": grads["w"]}, alone.init(only), only)
     np.testing.assert_allclose(updates["w"], wanted["w"], atol=1e-9)
 
 
@@ -223,7 +222,7 @@ def test_multi_steps():
     params, grads = trees(np.float32)
     link = transforms.scale_by_low_rank(2, MOMENTUM, refresh="warm")
     steps = optax.MultiSteps(optax.chain(link, transforms.keep_params_spectral(1.0)), 2)
-    update = jit(steps.update)
+    update = jax.jit(steps.update)
     state = steps.init(params)
     first, state = update(grads, state, params)
     assert not np.any(first["w"])
@@ -256,10 +255,10 @@ def test_on_an_explicit_mesh(name):
     specs = {"w": PartitionSpec("x"), "b": PartitionSpec("x")}
     whole = jax.tree.map(jnp.asarray, tree)
     link = LINKS[name]()
-    wanted, _ = jit(link.update)(whole, link.init(whole), whole)
+    wanted, _ = jax.jit(link.update)(whole, link.init(whole), whole)
     with jax.set_mesh(mesh):
         placed = {k: jax.device_put(x, NamedSharding(mesh, specs[k])) for k, x in whole.items()}
-        updates, state = jit(link.update)(placed, link.init(placed), placed)
+        updates, state = jax.jit(link.update)(placed, link.init(placed), placed)
         for k, update in updates.items():
             np.testing.assert_allclose(np.asarray(update), wanted[k], atol=1e-9)
             assert jax.typeof(update).sharding.spec == jax.typeof(placed[k]).sharding.spec
@@ -274,7 +273,7 @@ def test_prox_nuclear_solves_its_problem():
     Y = with_values((3, 1, 0.4), 5, 4)
     t, rate = 0.6, 0.25
     optimizer = optax.chain(optax.sgd(rate), transforms.prox_nuclear(rate * t))
-    update = jit(optimizer.update)
+    update = jax.jit(optimizer.update)
     X = jnp.zeros((5, 4))
     state = optimizer.init(X)
     for _ in range(80):
@@ -324,7 +323,7 @@ def train(optimizer, steps=60, shape=(24, 16), batch=64, seed=0):
     def loss(W, x):
         return jnp.mean(jnp.square(x @ (W - target)))
 
-    @jit
+    @jax.jit
     def run(W, state, X):
         def body(carry, x):
             W, state = carry
@@ -361,7 +360,7 @@ def test_basis_is_the_leading_subspace(refresh):
     grads = {"tall": jnp.asarray(A), "wide": jnp.asarray(A.T), "heads": jnp.asarray(A)[None]}
     link = transforms.scale_by_low_rank(3, optax.identity(), 1, refresh, axes=((1,), (2,)))
     state = link.init(grads)
-    update = jit(link.update)
+    update = jax.jit(link.update)
     for _ in range(3):
         updates, state = update(grads, state)
     wanted = oracle(A, lambda s: np.where(np.arange(s.size) < 3, s, 0))
@@ -379,7 +378,7 @@ def test_moments_follow_the_basis():
     rotated = transforms.scale_by_low_rank(3, base, 1)
     frozen = transforms.scale_by_low_rank(3, base, 1, rotate_moments=False)
     states = [link.init(jnp.zeros((6, 8))) for link in (rotated, frozen, base)]
-    updates = [jit(link.update) for link in (rotated, frozen, base)]
+    updates = [jax.jit(link.update) for link in (rotated, frozen, base)]
     for step in range(4):
         G = jnp.asarray(Q @ gaussian((3, 8), seed=step))
         results = [update(G, state) for update, state in zip(updates, states, strict=True)]
@@ -403,7 +402,7 @@ def test_squares_follow_the_basis_as_squares():
 def test_residual_of_sgd_is_sgd():
     params, grads = trees()
     link = transforms.scale_by_low_rank(1, optax.sgd(0.1), residual=1.0)
-    updates, _ = jit(link.update)(grads, link.init(params))
+    updates, _ = jax.jit(link.update)(grads, link.init(params))
     for name in P:
         np.testing.assert_allclose(updates[name], -0.1 * grads[name], atol=1e-14)
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_same_bits, eps, gaussian, jit, orthonormal
+from helpers import assert_same_bits, eps, gaussian, orthonormal
 from jax.experimental import sparse
 
 import jaxsvd
@@ -200,7 +200,7 @@ def test_second_order_through_the_iterative_core_at_ties(which, dtype):
 
         return jnp.sum((G * jaxsvd.hermitian_map(f, A, near_tie=1e-8)).real)
 
-    @jit
+    @jax.jit
     def products(A):
         gradient = jax.grad(through_core)
         return (
@@ -209,7 +209,7 @@ def test_second_order_through_the_iterative_core_at_ties(which, dtype):
             jax.grad(lambda A: jnp.sum((gradient(A) * E).real))(A),
         )
 
-    wanted = jit(lambda A: jax.jvp(jax.grad(through_map), (A,), (E,))[1])(A)
+    wanted = jax.jit(lambda A: jax.jvp(jax.grad(through_map), (A,), (E,))[1])(A)
     for got in products(A):
         assert relative(got, wanted) < 1e-9
 

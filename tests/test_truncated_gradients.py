@@ -10,7 +10,7 @@ from jax.experimental import sparse
 
 import jaxsvd
 from jaxsvd import operators
-from tests.helpers import adjoint, eps, gaussian, jit
+from tests.helpers import adjoint, eps, gaussian
 from tests.test_truncated import SPECTRA, I, K, M, N, with_spectrum
 
 G = gaussian((M, N), seed=1)
@@ -135,7 +135,7 @@ def test_exact_at_small_gaps(form):
     def of_parameters(a):
         return loss(*jaxsvd.truncated_svd(to_argument(a), K, method="krylov", tol=1e-10))
 
-    @jit
+    @jax.jit
     def derivatives(a, da):
         gradient = jax.grad(of_parameters)(a)
         forward = jax.jvp(of_parameters, (a,), (da,))[1]
@@ -162,7 +162,7 @@ def test_complex_gradient_and_hessian():
     def loss(A):
         return of_vectors(*jaxsvd.truncated_svd(A, K, method="krylov"))
 
-    @jit
+    @jax.jit
     def derivatives(A, dA):
         return jax.grad(loss)(A), three_hessian_products(loss, A, dA)
 
@@ -233,7 +233,7 @@ def test_parameters_of_operators(kind):
     def of_parameters(p):
         return loss(*jaxsvd.truncated_svd(operator_of(p), K))
 
-    @jit
+    @jax.jit
     def derivatives(p, dp):
         gradient = jax.grad(of_parameters)
         forward = jax.jvp(of_parameters, (p,), (dp,))[1]
@@ -289,7 +289,7 @@ def test_core_svd_by_krylov_is_exact_at_ties():
         U, C, Vh = jaxsvd.core_svd(A, K, method=method)
         return jnp.sum((U @ C @ C @ C @ Vh) * G)
 
-    @functools.partial(jit, static_argnums=0)
+    @functools.partial(jax.jit, static_argnums=0)
     def derivatives(method, A, dA):
         of = functools.partial(loss, method=method)
         return jax.grad(of)(A), *three_hessian_products(of, A, dA)
@@ -331,7 +331,7 @@ RUNS = {
 def gradient_errors(run):
     """(spectrum, loss) -> (measured error, Info.gradient_error)."""
 
-    @jit
+    @jax.jit
     def gradients(A):
         result, vjp, info = jax.vjp(RUNS[run], A, has_aux=True)
         pulled = {
@@ -376,7 +376,7 @@ def test_adaptive_svd_gradient_is_that_of_its_rank():
         (U, S, Vh), info = jaxsvd.adaptive_svd(key, A, 0.2, max_rank=20, return_info=True)
         return jnp.sum((U * S[None, :]) @ Vh * G), info
 
-    gradient, info = jit(jax.grad(loss, has_aux=True))(jnp.asarray(A))
+    gradient, info = jax.jit(jax.grad(loss, has_aux=True))(jnp.asarray(A))
     rank = int(info.rank)
     U, s, Vh = np.linalg.svd(A, full_matrices=False)
     # The gradient of A_r: divided differences of f(s) = s for kept values, 0 for discarded ones.

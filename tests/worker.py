@@ -15,7 +15,6 @@ from tests.test_sharded import (
     METHODS,
     check_program,
     is_placed,
-    jit,
     matrix,
     value_and_gradient_of_energy,
     values,
@@ -38,10 +37,10 @@ def check(shape, axes, spec, kind, method) -> None:
     a = spread(matrix(), mesh, spec)
     k = len(values()[:4])
     with jax.set_mesh(mesh):
-        program = jit(value_and_gradient_of_energy(METHODS[method])).lower(a).compile()
+        program = jax.jit(value_and_gradient_of_energy(METHODS[method])).lower(a).compile()
         check_program(program.as_text())
         (_, result), gradient = program(a)
-        residuals = np.asarray(jit(jaxsvd.residuals)(a, result))
+        residuals = np.asarray(jax.jit(jaxsvd.residuals)(a, result))
     eps = float(jnp.finfo(np.float32).eps)
     np.testing.assert_allclose(result.S, values()[:k], rtol=0, atol=10 * eps)
     assert np.max(residuals) <= 1e-5
@@ -66,7 +65,7 @@ def endless() -> None:
     mesh = jax.make_mesh((8,), ("i",))
     a = spread(matrix(), mesh, P("i", None))
     with jax.set_mesh(mesh):
-        step = jit(lambda a: METHODS["randomized"](a).S)
+        step = jax.jit(lambda a: METHODS["randomized"](a).S)
         while True:
             step(a).block_until_ready()
             print("running", flush=True)
