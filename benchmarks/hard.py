@@ -143,9 +143,9 @@ ALL = FUNCTIONS | {
 }
 
 
-def _both(program: Callable, stack: np.ndarray, jit: Callable) -> dict[str, list]:
+def _both(program: Callable, stack: np.ndarray) -> dict[str, list]:
     """Return the results of each matrix, alone and in a stack."""
-    alone, together = jit(program), jax.tree.map(np.asarray, jit(jax.vmap(program))(stack))
+    alone, together = jax.jit(program), jax.tree.map(np.asarray, jax.jit(jax.vmap(program))(stack))
     leaves, tree = jax.tree.flatten(together)
     return {
         "single": [alone(a) for a in stack],
@@ -153,23 +153,23 @@ def _both(program: Callable, stack: np.ndarray, jit: Callable) -> dict[str, list
     }
 
 
-def cases(function: str, group: str, dtype: Any, jit: Callable = jax.jit) -> Iterator[Case]:
+def cases(function: str, group: str, dtype: Any) -> Iterator[Case]:
     """Yield the cases of one function, alone and in a stack."""
     found = named(group, dtype)
     stack = np.stack([s.a for s in found])
-    for mode, results in _both(ALL[function], stack, jit).items():
+    for mode, results in _both(ALL[function], stack).items():
         for s, result in zip(found, results, strict=True):
             exact = np.linalg.svd(np.float64(s.a), compute_uv=False)
             name = f"{s.name}, {np.dtype(dtype)}, {mode}"
             yield name, judged(s, function, result, exact)
 
 
-def not_finite(function: str, dtype: Any, jit: Callable = jax.jit) -> Iterator[Case]:
+def not_finite(function: str, dtype: Any) -> Iterator[Case]:
     """Yield whether NaN or Inf in one matrix gives NaN there, and nothing in its neighbours."""
     a = np.random.default_rng(3).standard_normal((5, *TALL)).astype(dtype)
     for at, value in ((1, np.nan), (2, np.inf), (3, -np.inf)):
         a[at, 4, 5] = value
-    for mode, results in _both(ALL[function], a, jit).items():
+    for mode, results in _both(ALL[function], a).items():
         for at, what in enumerate(("before", "NaN", "Inf", "-Inf", "after")):
             numbers = [np.asarray(x) for x in jax.tree.leaves(results[at])]
             holds = np.isfinite if what in ("before", "after") else np.isnan
@@ -177,27 +177,27 @@ def not_finite(function: str, dtype: Any, jit: Callable = jax.jit) -> Iterator[C
             yield f"{what}, {np.dtype(dtype)}, {mode}", ratio
 
 
-def denormal(function: str, dtype: Any, jit: Callable = jax.jit) -> Iterator[Case]:
+def denormal(function: str, dtype: Any) -> Iterator[Case]:
     """Yield the error of values of denormal matrices, in units of the least normal number."""
     tiny = float(np.finfo(dtype).tiny)
     a = np.random.default_rng(4).uniform(-1, 1, (3, *TALL))
     a = (a * np.array([tiny, tiny / 100, tiny / 1e4])[:, None, None]).astype(dtype)
     a[1, 0, 0] = 4 * tiny
-    for mode, results in _both(ALL[function], a, jit).items():
+    for mode, results in _both(ALL[function], a).items():
         for matrix, (_, S, _), name in zip(a, results, ("partly", "but one", "all"), strict=True):
             exact = np.linalg.svd(np.float64(matrix) / tiny, compute_uv=False)
             error = np.abs(np.float64(S) / tiny - exact[: len(S)]).max()
             yield f"{name} denormal, {np.dtype(dtype)}, {mode}", error / max(TALL)
 
 
-def graded_columns(jit: Callable = jax.jit) -> Iterator[Case]:
+def graded_columns() -> Iterator[Case]:
     """Yield the relative error of each value by Jacobi, against 80 digits, in eps."""
     import mpmath
 
     a = np.random.default_rng(5).standard_normal((8, 8)) * 10.0 ** (-12 * np.arange(8))
     with mpmath.workdps(140):
         exact = mpmath.svd_r(mpmath.matrix(a.tolist()), compute_uv=False)
-        S = np.asarray(jit(lambda a: jaxsvd.svd(a, method="jacobi").S)(a))
+        S = np.asarray(jax.jit(lambda a: jaxsvd.svd(a, method="jacobi").S)(a))
         for i, (s, t) in enumerate(zip(S, exact, strict=True)):
             eps = np.finfo(np.float64).eps
             yield f"value {i} of 8 over 84 decades", float(abs(mpmath.mpf(float(s)) - t) / t) / eps
@@ -226,11 +226,11 @@ def equal_values(seed: int, n: int, dtype: Any) -> np.ndarray:
     return ((left * values) @ np.linalg.qr(rng.standard_normal((n, n)))[0]).astype(dtype)
 
 
-def divide_and_conquer(jit: Callable = jax.jit, seeds: tuple = FAILED_ON) -> Iterator[Case]:
+def divide_and_conquer(seeds: tuple = FAILED_ON) -> Iterator[Case]:
     """Yield ratios of `svd` where divide and conquer fails."""
     programs: dict[tuple, Callable] = {}
     for seed, n, dtype in seeds:
-        program = programs.setdefault((n, dtype), jit(FUNCTIONS["svd"]))
+        program = programs.setdefault((n, dtype), jax.jit(FUNCTIONS["svd"]))
         a = equal_values(seed, n, dtype)
         yield f"{n} values equal to rounding, seed {seed}", ratio(a, program(a), None)
 

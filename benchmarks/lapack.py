@@ -245,7 +245,6 @@ def cases(
     function: str,
     shapes: tuple[tuple[int, int], ...] = SHAPES,
     dtypes: tuple = DTYPES,
-    jit: Callable = jax.jit,
 ) -> Iterator[Case]:
     """Yield the cases of one function: each kind, size and dtype, alone and in a stack.
 
@@ -259,10 +258,12 @@ def cases(
             values = [np.linalg.svd(_wide(s.a), compute_uv=False) for s in found]
             for mode in modes(function, m, n):
                 if mode == "single":
-                    program = jit(FUNCTIONS[function])
+                    program = jax.jit(FUNCTIONS[function])
                     results = [program(a) for a in stack[: len(KINDS)]]
                 else:
-                    together = jax.tree.map(np.asarray, jit(jax.vmap(FUNCTIONS[function]))(stack))
+                    together = jax.tree.map(
+                        np.asarray, jax.jit(jax.vmap(FUNCTIONS[function]))(stack)
+                    )
                     leaves, tree = jax.tree.flatten(together)
                     results = [tree.unflatten(one) for one in zip(*leaves, strict=True)]
                 for s, result, reference in zip(found, results, values, strict=False):

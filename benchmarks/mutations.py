@@ -220,6 +220,20 @@ FAULTS = (
         "tests/test_truncated_eigh.py -k exact_pairs",
     ),
     Fault(
+        "reverse mode of a function of the spectrum: a conjugate dropped",
+        "primitives/ruled.py",
+        "conjugate = jnp.conj(cotangent)",
+        "conjugate = cotangent",
+        SECOND,
+    ),
+    Fault(
+        "a function's body in place of the function and its rule",
+        "primitives/ruled.py",
+        "results = ruled_p.bind(*leaves,",
+        "results = jaxpr_as_fun(body)(*leaves) or ruled_p.bind(*leaves,",
+        "tests/test_loops.py -k 'by_svd or by_spectral_sum'",
+    ),
+    Fault(
         "products: precision lowered",
         "algorithms/products.py",
         "PRECISION = lax.Precision.HIGHEST",

@@ -4,7 +4,6 @@ Each size is of one kind: empty, smaller than a block, a stack that goes to Jaco
 and large enough for divide and conquer. All 18 kinds of matrix go through one program for each.
 """
 
-import jax
 import numpy as np
 import pytest
 
@@ -24,7 +23,7 @@ CHOSEN = [
 @pytest.mark.parametrize(("shape", "dtype"), CHOSEN)
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_ratios(function, shape, dtype):
-    row = judge(function, cases(function, (shape,), (dtype,), jax.jit), BAR)
+    row = judge(function, cases(function, (shape,), (dtype,)), BAR)
     assert row.cases >= len(KINDS) * len(modes(function, *shape))
     assert not row.failures
 

@@ -30,7 +30,7 @@ CALLS = {
     "checkpoint": "jaxpr",
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
-    ruled_p.name: "call_jaxpr",
+    ruled_p.name: "body",
 }
 
 # Equations that leave every entry where it is.

@@ -72,7 +72,7 @@ class Ruled:
         assert not any(isinstance(x, Tracer) for x in body.consts), "closes over a tracer"
         slots = [[i == self.self_adjoint] * len(jax.tree.leaves(x)) for i, x in moving.items()]
         self_adjoint = tuple(itertools.chain(*slots))
-        results = ruled_p.bind(*leaves, call_jaxpr=body, rule=flat_rule, self_adjoint=self_adjoint)
+        results = ruled_p.bind(*leaves, body=body, rule=flat_rule, self_adjoint=self_adjoint)
         return jax.tree.structure(shapes).unflatten(results)
 
 
@@ -92,16 +92,16 @@ ruled_p.multiple_results = True
 
 
 @ruled_p.def_impl
-def evaluate(*arguments: Any, call_jaxpr: ClosedJaxpr, **_) -> list[Any]:
+def evaluate(*arguments: Any, body: ClosedJaxpr, **_) -> list[Any]:
     """Return the results, by the body of the function."""
-    return jaxpr_as_fun(call_jaxpr)(*arguments)
+    return jaxpr_as_fun(body)(*arguments)
 
 
 @ruled_p.def_effectful_abstract_eval
-def _shapes(*avals, call_jaxpr, **_):
-    if list(avals) != list(call_jaxpr.in_avals):  # another mesh than where it was traced
-        call_jaxpr = jax.make_jaxpr(jaxpr_as_fun(call_jaxpr))(*avals)
-    return call_jaxpr.out_avals, call_jaxpr.effects
+def _shapes(*avals, body, **_):
+    if list(avals) != list(body.in_avals):  # another mesh than where it was traced
+        body = jax.make_jaxpr(jaxpr_as_fun(body))(*avals)
+    return body.out_avals, body.effects
 
 
 def _jvp(primals, tangents, *, rule, **_):
@@ -126,7 +126,7 @@ def _transpose(cotangents, *arguments, **params):
     return found
 
 
-def _batch(arguments, axes, *, call_jaxpr, rule, self_adjoint):
+def _batch(arguments, axes, *, body, rule, self_adjoint):
     arguments = [
         x if i is None else jnp.moveaxis(x, i, 0) for x, i in zip(arguments, axes, strict=True)
     ]
@@ -144,10 +144,8 @@ def _batch(arguments, axes, *, call_jaxpr, rule, self_adjoint):
         alike = [None if t is None else i for t, i in zip(tangents, axes, strict=True)]
         return jax.vmap(rule, in_axes=(axes, alike))(primals, tangents)
 
-    body = jax.make_jaxpr(jax.vmap(jaxpr_as_fun(call_jaxpr), in_axes=tuple(axes)))(*arguments)
-    results = ruled_p.bind(
-        *arguments, call_jaxpr=body, rule=batched_rule, self_adjoint=self_adjoint
-    )
+    body = jax.make_jaxpr(jax.vmap(jaxpr_as_fun(body), in_axes=tuple(axes)))(*arguments)
+    results = ruled_p.bind(*arguments, body=body, rule=batched_rule, self_adjoint=self_adjoint)
     return results, [0] * len(results)
 
 
