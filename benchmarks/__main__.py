@@ -2,9 +2,9 @@
 
     python -m benchmarks [--quick] [--suite NAME ...] [--json PATH]
 
-Writes benchmarks/results/<hardware>.json (with --quick nothing, unless --json says where). Exit
-code 1 if a claim does not hold. Run nothing else beside it. `python -m benchmarks.derivatives` is
-apart: it compares numbers, not times.
+Writes benchmarks/results/<hardware>.json, and beside it a page of Markdown with pictures (with
+--quick nothing, unless --json says where). Exit code 1 if a claim does not hold. Run nothing else
+beside it. `python -m benchmarks.derivatives` is apart: it compares numbers, not times.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+from . import report
 from .measure import hardware, show, versions
 
 SUITES = (
@@ -49,19 +50,19 @@ def main(argv: list[str] | None = None) -> int:
     for name in args.suite or SUITES:
         start = time.perf_counter()
         print(f"\n=== {name}", flush=True)
-        report = importlib.import_module(f"benchmarks.{name}").run(args.quick)
-        show(report)
+        found[name] = importlib.import_module(f"benchmarks.{name}").run(args.quick)
+        show(found[name])
         print(f"({time.perf_counter() - start:.0f} s)", flush=True)
-        found[name] = report
     path = args.json
     if path is None and not args.quick and not args.suite:
         path = Path(__file__).parent / "results" / f"{hardware()}.json"
     if path is not None:
-        suites = {name: dataclasses.asdict(report) for name, report in found.items()}
+        suites = {name: dataclasses.asdict(suite) for name, suite in found.items()}
         content = {"hardware": hardware(), "versions": versions(), "suites": suites}
         Path(path).write_text(json.dumps(content, indent=1) + "\n")
-    missed = [claim for report in found.values() for claim in report.claims if not claim.holds]
-    total = sum(len(report.claims) for report in found.values())
+        report.write(Path(path))
+    missed = [claim for suite in found.values() for claim in suite.claims if not claim.holds]
+    total = sum(len(suite.claims) for suite in found.values())
     print(f"\n{total - len(missed)} of {total} claims hold")
     for claim in missed:
         print(f"  missed: {claim.case}: {claim.what}: {claim.measured:.3g}, bar {claim.bar:g}")

@@ -67,6 +67,21 @@ def sklearn_call(a: Any, k: int, oversampling: int, iterations: int) -> Callable
     )
 
 
+def matfree_call(a: Any, k: int, depth: int) -> Callable:
+    """Return Golub-Kahan bidiagonalization of the given depth, compiled."""
+    from matfree import decomp, eig
+
+    A, start = jnp.asarray(a), jnp.full(a.shape[1], a.shape[1] ** -0.5, a.dtype)
+    svd = eig.svd_partial(decomp.bidiag(depth))
+
+    @jax.jit
+    def call(A):
+        Ut, S, Vh = svd(lambda v: A @ v, start)
+        return Ut[:k].T, S[:k], Vh[:k]
+
+    return lambda: call(A)
+
+
 def on_torch(a: Any) -> Any:
     """Return a torch tensor of a matrix, two threads at work; raises ImportError without torch."""
     import torch
@@ -84,6 +99,11 @@ def peers(a: Any, k: int) -> Iterator[tuple[str, list[Callable]]]:
     sweeps = (4, 8, 16, 32, 64)
     try:
         yield "scikit-learn", [sklearn_call(a, k, k, q) for q in sweeps]
+    except ImportError:
+        pass
+    try:
+        depths = (2 * k, 4 * k, 8 * k)
+        yield "matfree", [matfree_call(a, k, depth) for depth in depths]
     except ImportError:
         pass
     try:
