@@ -191,7 +191,8 @@ def test_coordinates_that_come_twice_add_up():
 
 @pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64])
 def test_updates_are_those_of_incremental_pca(digits, dtype):
-    tol = 3e-5 if dtype == np.float32 else 1e-10
+    # The two largest values end at 314.76 and 312.87: an eps in the matrix is 167 in their vectors.
+    tol = 3 * 167 * eps(np.float32) if dtype == np.float32 else 1e-10
     reference = IncrementalPCA(K)
     model = None
     for batch in np.split(digits, [150, 300, 450]):
