@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     if path is not None:
         suites = {name: dataclasses.asdict(suite) for name, suite in found.items()}
         content = {"hardware": hardware(), "versions": versions(), "suites": suites}
-        Path(path).write_text(json.dumps(content, indent=1) + "\n")
+        Path(path).write_text(json.dumps(content, indent=1, default=float) + "\n")
         report.write(Path(path))
     missed = [claim for suite in found.values() for claim in suite.claims if not claim.holds]
     total = sum(len(suite.claims) for suite in found.values())

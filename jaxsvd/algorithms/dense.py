@@ -37,8 +37,13 @@ class Request(NamedTuple):
 # are orthonormal to 5 max(m, n) eps, where not to 70,000 and more.
 LOST = 100.0
 
-# It is used beyond this size only; up to it LAPACK takes the QR algorithm anyway.
-BY_QR_UP_TO = 25
+# Up to this size none of 50,000 such matrices failed.
+SURE_UP_TO = 64
+
+# To look costs 5 % of an SVD, so it is done in doubt only: where values are NaN, or more than an
+# eighth of them closer to the next than this many eps. On all that were found to fail nine of ten
+# are; the gaps of random matrices in single precision are 4000 eps wide at 2048 columns.
+CLOSE = 200.0
 
 
 def _lost(X: jax.Array) -> jax.Array:
@@ -56,32 +61,46 @@ def broken(result: SVDResult) -> jax.Array:
     return ~(held & jnp.all(jnp.isfinite(S), axis=-1))
 
 
-def rescued(a: jax.Array, first: Callable, second: Callable) -> SVDResult:
+def doubtful(S: jax.Array) -> jax.Array:
+    """Return where singular values (..., k) are such that divide and conquer may have failed."""
+    close = S[..., :-1] - S[..., 1:] < CLOSE * _tolerances.eps(S.dtype) * S[..., :1]
+    finite = jnp.all(jnp.isfinite(S), axis=-1)
+    return ~finite | (jnp.sum(close, axis=-1) > S.shape[-1] // 8)
+
+
+def rescued(
+    a: jax.Array, first: Callable, second: Callable, doubt: Callable = doubtful
+) -> SVDResult:
     """Return the triplets of one solver, or of another for those matrices that it fails on.
 
     Args:
         a: (..., m, n).
         first: a -> (U, S, Vh).
         second: the same, run only if a finite matrix needs it.
+        doubt: S -> whether to look at the vectors at all, (...,).
     """
     result = SVDResult(*first(a))
-    failed = broken(result) & jnp.all(jnp.isfinite(a), axis=(-2, -1))
 
-    def again():
-        other = SVDResult(*second(a))
-        return jax.tree.map(
-            lambda x, y: jnp.where(failed[(..., *[None] * (x.ndim - failed.ndim))], y, x),
-            result,
-            other,
-        )
+    def look():
+        failed = broken(result) & jnp.all(jnp.isfinite(a), axis=(-2, -1))
 
-    return lax.cond(jnp.any(failed), again, lambda: result)
+        def again():
+            other = SVDResult(*second(a))
+            return jax.tree.map(
+                lambda x, y: jnp.where(failed[(..., *[None] * (x.ndim - failed.ndim))], y, x),
+                result,
+                other,
+            )
+
+        return lax.cond(jnp.any(failed), again, lambda: result)
+
+    return lax.cond(jnp.any(doubt(result.S)), look, lambda: result)
 
 
 def lapack(a: jax.Array, full_matrices: bool) -> SVDResult:
     """Return the SVD of (..., m, n) as the platform's library computes it, on CPU looked over."""
     default = functools.partial(lax.linalg.svd, full_matrices=full_matrices)
-    if min(a.shape[-2:]) <= BY_QR_UP_TO:
+    if min(a.shape[-2:]) <= SURE_UP_TO:
         return SVDResult(*default(a))
     by_qr = functools.partial(default, algorithm=lax.linalg.SvdAlgorithm.QR)
     return lax.platform_dependent(

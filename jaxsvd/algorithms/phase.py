@@ -28,10 +28,13 @@ def _leading_phases(vectors: jax.Array, axis: int) -> jax.Array:
     place = lax.broadcasted_iota(jnp.int32, vectors.shape, axis % vectors.ndim)
     candidate = magnitude >= (1 - phase_tol(vectors.dtype)) * largest
     last = vectors.shape[axis]
+    if not jnp.iscomplexobj(vectors):
+        # The place and, as its last bit, the sign, in one pass over the memory.
+        negative = (vectors < 0).astype(place.dtype)
+        leading = jnp.min(jnp.where(candidate, 2 * place + negative, 2 * last), axis=axis)
+        return (1 - 2 * (leading % 2)).astype(vectors.dtype)
     leading = jnp.min(jnp.where(candidate, place, last), axis=axis, keepdims=True)
     entry = jnp.sum(jnp.where(place == leading, vectors, 0), axis=axis)
-    if not jnp.iscomplexobj(vectors):
-        return jnp.where(entry < 0, -1, 1).astype(vectors.dtype)
     zero = entry == 0  # in no vector of norm one, but in the columns of zeros that pad a result
     entry = jnp.where(zero, 1, entry)
     return entry / jnp.abs(entry).astype(entry.dtype)

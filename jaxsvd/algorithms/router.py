@@ -62,12 +62,13 @@ def _batch(shape: Shape) -> int:
 
 # `python -m benchmarks.router` measures the crossings; benchmarks/results holds what it found.
 # Longer side up to which Jacobi may win, and the number of matrices from which it does.
-JACOBI_FROM = {2: 16, 3: 24, 4: 32, 6: 64, 8: 96, 10: 128}
+JACOBI_FROM = {2: 48, 3: 24, 4: 24, 6: 16, 8: 16, 10: 24}
 
 
 def _small_batch(shape: Shape, request: Request) -> bool:
     longest = max(shape[-2:])
-    return any(longest <= size and _batch(shape) >= least for size, least in JACOBI_FROM.items())
+    least = next((least for size, least in JACOBI_FROM.items() if longest <= size), None)
+    return least is not None and _batch(shape) >= least
 
 
 def _medium_batch(shape: Shape, request: Request) -> bool:

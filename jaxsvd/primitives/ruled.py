@@ -66,7 +66,7 @@ class Ruled:
             tangents = [_float0(x) if t is None else t for x, t in pairs]
             found = self.rule(*held, structure.unflatten(primals), structure.unflatten(tangents))
             results, tangents = (jax.tree.leaves(x) for x in found)
-            return results, [None if t.dtype == jax.dtypes.float0 else t for t in tangents]
+            return results, [None if _is_float0(t) else t for t in tangents]
 
         body, shapes = jax.make_jaxpr(flat, return_shape=True)(*leaves)
         assert not any(isinstance(x, Tracer) for x in body.consts), "closes over a tracer"
@@ -78,6 +78,10 @@ class Ruled:
 
 def _float0(x):
     return np.zeros(np.shape(x), jax.dtypes.float0)
+
+
+def _is_float0(tangent):
+    return getattr(tangent, "dtype", None) == jax.dtypes.float0  # Python's own numbers have none
 
 
 def ruled(
@@ -106,7 +110,7 @@ def _shapes(*avals, body, **_):
 
 def _jvp(primals, tangents, *, rule, **_):
     tangents = [ad.instantiate_zeros(t) for t in tangents]
-    tangents = [None if t.dtype == jax.dtypes.float0 else t for t in tangents]
+    tangents = [None if _is_float0(t) else t for t in tangents]
     results, tangents = rule(list(primals), tangents)
     zeros = [ad.Zero(jax.typeof(x).to_tangent_aval()) for x in results]
     return results, [z if t is None else t for z, t in zip(zeros, tangents, strict=True)]
