@@ -2,13 +2,15 @@
 
     python -m benchmarks [--quick] [--suite NAME ...] [--json PATH]
 
-Writes benchmarks/results/<hardware>.json, and beside it a page of Markdown with pictures (with
---quick nothing, unless --json says where). Exit code 1 if a claim does not hold. Run nothing else
-beside it. `python -m benchmarks.derivatives` is apart: it compares numbers, not times.
+Writes benchmarks/results/<hardware>.json, beside what earlier runs of other suites left there, and
+a page of Markdown with pictures (with --quick nothing, unless --json says where). Exit code 1 if a
+claim does not hold. Run nothing else beside it. `python -m benchmarks.derivatives` is apart: it
+compares numbers, not times.
 """
 
 import argparse
 import dataclasses
+import datetime
 import importlib
 import json
 import sys
@@ -18,6 +20,7 @@ from pathlib import Path
 from . import report
 from .measure import hardware, show, versions
 
+RESULTS = Path(__file__).parent / "results"
 SUITES = (
     "topk",
     "batched",
@@ -53,14 +56,15 @@ def main(argv: list[str] | None = None) -> int:
         found[name] = importlib.import_module(f"benchmarks.{name}").run(args.quick)
         show(found[name])
         print(f"({time.perf_counter() - start:.0f} s)", flush=True)
-    path = args.json
-    if path is None and not args.quick and not args.suite:
-        path = Path(__file__).parent / "results" / f"{hardware()}.json"
+    path = args.json or (None if args.quick else RESULTS / f"{hardware()}.json")
     if path is not None:
-        suites = {name: dataclasses.asdict(suite) for name, suite in found.items()}
+        path, today = Path(path), datetime.date.today().isoformat()
+        stored = json.loads(path.read_text())["suites"] if path.exists() else {}
+        ran = {name: dataclasses.asdict(suite) | {"date": today} for name, suite in found.items()}
+        suites = {name: suite for name in SUITES if (suite := ran.get(name, stored.get(name)))}
         content = {"hardware": hardware(), "versions": versions(), "suites": suites}
-        Path(path).write_text(json.dumps(content, indent=1, default=float) + "\n")
-        report.write(Path(path))
+        path.write_text(json.dumps(content, indent=1, default=float) + "\n")
+        report.write(path)
     missed = [claim for suite in found.values() for claim in suite.claims if not claim.holds]
     total = sum(len(suite.claims) for suite in found.values())
     print(f"\n{total - len(missed)} of {total} claims hold")

@@ -10,12 +10,13 @@ bar. `python -m benchmarks` calls it. Claims that miss their bar come first.
 import argparse
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from jaxsvd import plot
 from jaxsvd.plot.style import BLUE, PALETTE, VERMILION
@@ -30,32 +31,38 @@ def holds(claim: Result) -> bool:
 
 
 def number(x: float | None, digits: int = 3) -> str:
+    """Return a few digits, or a dash."""
     return "-" if x is None else f"{x:.{digits}g}"
 
 
-def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
-    """Return the lines of a table of Markdown."""
+def table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    """Return a table of Markdown."""
     header = list(header)
     lines = [header, ["---"] * len(header), *map(list, rows)]
-    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+    return "\n".join(
+        "| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
+    )
 
 
-def claims_table(claims: Iterable[Result]) -> list[str]:
+def claims_table(claims: Iterable[Result]) -> str:
+    """Return the figures against their bars."""
     return table(
-        ("case", "figure", "measured", "bar"),
+        ("case", "figure", "measured", "bar", "holds"),
         (
             (
                 claim["case"],
                 claim["what"],
                 number(claim["measured"]),
                 ("at least " if claim["at_least"] else "at most ") + number(claim["bar"]),
+                "yes" if holds(claim) else "no",
             )
             for claim in claims
         ),
     )
 
 
-def rows_table(suite: Result) -> list[str]:
+def rows_table(suite: Result) -> str:
+    """Return all rows of a suite."""
     return table(
         ("case", "who", "seconds", "first call, s more", "MB more", suite["error"], "note"),
         (
@@ -73,8 +80,8 @@ def rows_table(suite: Result) -> list[str]:
     )
 
 
-def markdown(results: Result, name: str) -> str:
-    """Return the page; the pictures stand beside it under the same name."""
+def markdown(results: Result, shown: list[str]) -> str:
+    """Return the page with the lines of its pictures."""
     claims = [claim for suite in results["suites"].values() for claim in suite["claims"]]
     missed = [claim for claim in claims if not holds(claim)]
     versions = ", ".join(f"{key} {x}" for key, x in results["versions"].items())
@@ -88,53 +95,60 @@ def markdown(results: Result, name: str) -> str:
         "",
     ]
     if missed:
-        lines += ["## Where the bar is missed", "", *claims_table(missed), ""]
-    lines += [
-        "## In pictures",
-        "",
-        f"![Top-k: time against accuracy]({name}-accuracy.png)",
-        "",
-        f"![Full SVD: time against size]({name}-size.png)",
-        "",
-        f"![Each claim as a multiple of its bar]({name}-limit.png)",
-        "",
-    ]
+        lines += ["## Where the bar is missed", "", claims_table(missed), ""]
+    lines += shown
     for key, suite in results["suites"].items():
-        lines += [f"## {key}", "", *rows_table(suite), ""]
+        lines += [f"## {key}, {suite['date']}", "", rows_table(suite), ""]
         if suite["claims"]:
-            lines += [*claims_table(suite["claims"]), ""]
+            lines += [claims_table(suite["claims"]), ""]
     return "\n".join(lines)
 
 
-def accuracy(suite: Result) -> Figure:
+def logarithmic(axes: Any) -> None:
+    """Make the horizontal axis logarithmic, with ticks at 1, 2 and 5."""
+    axes.set_xscale("log")
+    axis = axes.xaxis
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
+def accuracy(results: Result) -> Figure:
     """Return the time of each contender of top-k against the residual it reached."""
-    rows = [r for r in suite["rows"] if r["seconds"] and r["error"]]
+    rows = [
+        row
+        for row in results["suites"]["topk"]["rows"]
+        if row["seconds"] and row["error"] and "10 products" not in row["case"]
+    ]
     cases = list(dict.fromkeys(r["case"] for r in rows))
     names = list(dict.fromkeys(r["name"] for r in rows))
     figure = Figure(figsize=(3.4 * len(cases), 3.6))
-    for axes, case in zip(np.atleast_1d(figure.subplots(1, len(cases))), cases, strict=True):
+    panels = np.atleast_1d(figure.subplots(1, len(cases), sharey=True))
+    for axes, case in zip(panels, cases, strict=True):
         for row in (r for r in rows if r["case"] == case):
             colour = PALETTE[names.index(row["name"]) % len(PALETTE)]
             axes.plot(row["seconds"], row["error"], "o", color=colour, label=row["name"])
-        axes.set(xscale="log", yscale="log", xlabel="seconds")
+        logarithmic(axes)
+        axes.set(yscale="log", xlabel="seconds")
         axes.set_title(case.replace(", ", "\n", 1), fontsize=9)
         axes.legend(fontsize=7)
-    figure.axes[0].set_ylabel("error")
+    figure.axes[0].set_ylabel(results["suites"]["topk"]["error"].split(";")[0])
     return figure
 
 
-def size(suite: Result) -> Figure:
+def size(results: Result) -> Figure:
     """Return the time of full SVDs of square matrices against their size."""
     figure = Figure()
     axes = figure.subplots()
     found: dict[str, list[tuple[int, float]]] = {}
-    for row in suite["rows"]:
+    for row in results["suites"]["batched"]["rows"]:
         square = re.fullmatch(r"full (\d+) x (\d+)", row["case"])
         if square and square[1] == square[2]:
             found.setdefault(row["name"], []).append((int(square[1]), row["seconds"]))
     for name, points in found.items():
         axes.plot(*zip(*sorted(points), strict=True), "o-", label=name)
-    axes.set(xscale="log", yscale="log", xlabel="m = n", ylabel="seconds")
+    logarithmic(axes)
+    axes.set(yscale="log", xlabel="m = n", ylabel="seconds")
     axes.set_title("full SVD, float32")
     axes.legend()
     return figure
@@ -157,25 +171,36 @@ def limits(results: Result) -> Figure:
     axes.barh(range(len(claims)), share, color=[BLUE if x >= 1 else VERMILION for x in share])
     axes.axvline(1, color="black", linewidth=1)
     axes.set_yticks(range(len(claims)), [f"{c['case']}: {c['what']}" for c in claims], fontsize=7)
-    axes.invert_yaxis()
-    axes.set(xscale="log", xlabel="multiple of the bar; from 1 on it holds")
+    logarithmic(axes)
+    axes.set(xlabel="multiple of the bar; from 1 on it holds", ylim=(len(claims) - 0.5, -0.5))
     return figure
+
+
+PICTURES = {
+    "accuracy": ("topk", "top-k: time against accuracy", accuracy),
+    "size": ("batched", "full SVD: time against size", size),
+    "limit": ("topk", "each figure as a multiple of its bar", limits),
+}
+
+
+def pictures(results: Result) -> Iterator[tuple[str, str, Figure]]:
+    """Yield (name, words, picture) of what the suites that ran can show."""
+    for name, (suite, words, draw) in PICTURES.items():
+        if suite in results["suites"]:
+            with plot.style():
+                yield name, words, draw(results)
 
 
 def write(path: Path) -> None:
     """Write the page and its pictures beside a file of results."""
     results = json.loads(path.read_text())
-    path.with_suffix(".md").write_text(markdown(results, path.stem))
-    suites = results["suites"]
-    with plot.style():
-        pictures = {"limit": limits(results)}
-        if "topk" in suites:
-            pictures["accuracy"] = accuracy(suites["topk"])
-        if "batched" in suites:
-            pictures["size"] = size(suites["batched"])
-        for name, figure in pictures.items():
-            target = path.with_name(f"{path.stem}-{name}.png")
+    shown = []
+    for name, words, figure in pictures(results):
+        target = path.with_name(f"{path.stem}-{name}.png")
+        with plot.style():
             figure.savefig(target, dpi=90, metadata={"Software": None})
+        shown += [f"![{words}]({target.name})", ""]
+    path.with_suffix(".md").write_text(markdown(results, shown))
 
 
 if __name__ == "__main__":

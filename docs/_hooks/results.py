@@ -3,6 +3,7 @@
 import io
 import json
 import statistics
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -11,7 +12,13 @@ from matplotlib.figure import Figure
 from jaxsvd import plot
 from jaxsvd.plot.style import BLUE, GREY, ORANGE, VERMILION, line
 
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))  # benchmarks is no part of what is installed
+
+from benchmarks import report  # noqa: E402
+from benchmarks.report import table  # noqa: E402
+
+FOLDER = ROOT / "benchmarks" / "results"
 INTRODUCTION = """# Benchmarks
 
 Everything on this page is made from the files in `benchmarks/results` when the site is built. They
@@ -22,13 +29,6 @@ that take turns, so ratios carry over to another machine and seconds do not),
 """
 ORDERS = {1: "first derivatives", 2: "second derivatives"}
 RIGHT, WRONG, NAN, RAISES, UNDEFINED = "right", "wrong", "NaN", "raises", "not representable"
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(
-        f"| {' | '.join(str(x).replace('|', chr(92) + '|') for x in row)} |" for row in lines
-    )
 
 
 def _svg(figure: Figure) -> str:
@@ -110,7 +110,7 @@ def _derivatives(stem: str, content: dict, files: dict) -> str:
             "Right to the bars "
             + ", ".join(f"{bar:g} ({dtype})" for dtype, bar in content["bars"].items())
             + ", of all cells whose derivative exists; the exact ones come from mpmath.",
-            _table(header, rows),
+            table(header, rows),
         ]
     )
 
@@ -142,7 +142,7 @@ def _compression(stem: str, content: dict, files: dict) -> str:
         [
             f"![loss against parameters kept]({stem}.svg)",
             f"Means of {len(seeds)} seeds; the trained model has {dense:.3f} (dotted).",
-            _table(["method", *(f"{100 * float(b):.0f} % kept" for b in budgets)], rows),
+            table(["method", *(f"{100 * float(b):.0f} % kept" for b in budgets)], rows),
         ]
     )
 
@@ -176,21 +176,18 @@ def _suite(stem: str, name: str, suite: dict, files: dict) -> str:
     shown = [[_number(row.get(column)) for column in columns] for row in suite["rows"]]
     header = ["case", "who", "s", "compiling, s", "bytes", suite.get("error", "error"), "note"]
     summary = "<summary>All figures</summary>"
-    inside = f"{summary}\n\n{_table(header, shown)}"
+    inside = f"{summary}\n\n{table(header, shown)}"
     parts.append(f'<details markdown="1">\n{inside}\n\n</details>')
-    claims = []
-    for claim in suite["claims"]:
-        measured, bar = claim["measured"], claim["bar"]
-        holds = measured >= bar if claim["at_least"] else measured <= bar
-        words = f"at {'least' if claim['at_least'] else 'most'} {_number(bar)}"
-        claims.append([claim["case"], claim["what"], _number(measured), words, _number(holds)])
-    if claims:
-        parts.append(_table(["case", "what", "measured", "bar", "holds"], claims))
+    if suite["claims"]:
+        parts.append(report.claims_table(suite["claims"]))
     return "\n\n".join(parts)
 
 
 def _suites(stem: str, content: dict, files: dict) -> str:
     parts = [f"Measured on: {content['hardware']}."]
+    for name, words, figure in report.pictures(content):
+        files[f"benchmarks/{stem}-{name}.svg"] = _svg(figure)
+        parts.append(f"![{words}]({stem}-{name}.svg)")
     return "\n\n".join([*parts, *(_suite(stem, n, s, files) for n, s in content["suites"].items())])
 
 
@@ -200,7 +197,7 @@ def _suites(stem: str, content: dict, files: dict) -> str:
 def _listed(rows: list[dict]) -> str:
     flat = [{k: v for k, v in row.items() if not isinstance(v, dict | list)} for row in rows]
     columns = list(dict.fromkeys(key for row in flat for key in row))
-    return _table(columns, [[_number(row.get(c)) for c in columns] for row in flat])
+    return table(columns, [[_number(row.get(c)) for c in columns] for row in flat])
 
 
 TITLES = {
