@@ -50,6 +50,7 @@ class Ruled:
     def __call__(self, *arguments: Any) -> Any:
         """Return function(*arguments)."""
         assert self.rule is not None
+        rule = self.rule
         held = [arguments[i] for i in self.static]
         moving = {i: x for i, x in enumerate(arguments) if i not in self.static}
         leaves, structure = jax.tree.flatten(tuple(moving.values()))
@@ -64,7 +65,7 @@ class Ruled:
         def flat_rule(primals, tangents):
             pairs = zip(primals, tangents, strict=True)
             tangents = [_float0(x) if t is None else t for x, t in pairs]
-            found = self.rule(*held, structure.unflatten(primals), structure.unflatten(tangents))
+            found = rule(*held, structure.unflatten(primals), structure.unflatten(tangents))
             results, tangents = (jax.tree.leaves(x) for x in found)
             return results, [None if _is_float0(t) else t for t in tangents]
 
