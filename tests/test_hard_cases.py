@@ -53,7 +53,7 @@ def test_matrices_by_name(function, group, dtype):
 
 
 @pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64])
-@pytest.mark.parametrize("function", ["svd", "svd by Jacobi", "svdvals"])
+@pytest.mark.parametrize("function", ["svd", "svd by Jacobi", "svdvals", "truncated_svd"])
 def test_one_nan_or_infinity_stays_with_its_matrix(function, dtype):
     assert not judge(function, not_finite(function, dtype), BAR).failures
 
