@@ -231,7 +231,7 @@ FAULTS = (
         "primitives/ruled.py",
         "results = ruled_p.bind(*leaves,",
         "results = jaxpr_as_fun(body)(*leaves) or ruled_p.bind(*leaves,",
-        "tests/test_loops.py -k 'by_svd or by_spectral_sum'",
+        "tests/test_ruled.py",
     ),
     Fault(
         "products: precision lowered",
