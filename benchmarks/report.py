@@ -21,13 +21,9 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from jaxsvd import plot
 from jaxsvd.plot.style import BLUE, PALETTE, VERMILION
 
+from .measure import Claim
+
 Result = dict[str, Any]
-
-
-def holds(claim: Result) -> bool:
-    """Return whether the bar is reached; NaN never does."""
-    measured, bar = claim["measured"], claim["bar"]
-    return measured >= bar if claim["at_least"] else measured <= bar
 
 
 def number(x: float | None, digits: int = 3) -> str:
@@ -54,7 +50,7 @@ def claims_table(claims: Iterable[Result]) -> str:
                 claim["what"],
                 number(claim["measured"]),
                 ("at least " if claim["at_least"] else "at most ") + number(claim["bar"]),
-                "yes" if holds(claim) else "no",
+                "yes" if Claim(**claim).holds else "no",
             )
             for claim in claims
         ),
@@ -83,7 +79,7 @@ def rows_table(suite: Result) -> str:
 def markdown(results: Result, shown: list[str]) -> str:
     """Return the page with the lines of its pictures."""
     claims = [claim for suite in results["suites"].values() for claim in suite["claims"]]
-    missed = [claim for claim in claims if not holds(claim)]
+    missed = [claim for claim in claims if not Claim(**claim).holds]
     versions = ", ".join(f"{key} {x}" for key, x in results["versions"].items())
     lines = [
         f"# Benchmarks on {results['hardware']}",

@@ -136,18 +136,18 @@ def _batch(arguments, axes, *, body, rule, self_adjoint):
         x if i is None else jnp.moveaxis(x, i, 0) for x, i in zip(arguments, axes, strict=True)
     ]
     # What may be transposed gets a batch axis, as the result has one, sharded as that of others.
-    one = next(x for x, i in zip(arguments, axes, strict=True) if i is not None)
-    zeros = jnp.zeros_like(jnp.sum(one, axis=tuple(range(1, one.ndim))))
+    batched = next(x for x, i in zip(arguments, axes, strict=True) if i is not None)
+    zeros = jnp.zeros_like(jnp.sum(batched, axis=tuple(range(1, batched.ndim))))
     for j, x in enumerate(arguments):
         if axes[j] is None and self_adjoint[j]:
             arguments[j] = x[None] + zeros.astype(x.dtype).reshape(-1, *[1] * x.ndim)
     axes = [
-        0 if i is not None or alike else None for i, alike in zip(axes, self_adjoint, strict=True)
+        0 if i is not None or flag else None for i, flag in zip(axes, self_adjoint, strict=True)
     ]
 
     def batched_rule(primals, tangents):
-        alike = [None if t is None else i for t, i in zip(tangents, axes, strict=True)]
-        return jax.vmap(rule, in_axes=(axes, alike))(primals, tangents)
+        of_tangents = [None if t is None else i for t, i in zip(tangents, axes, strict=True)]
+        return jax.vmap(rule, in_axes=(axes, of_tangents))(primals, tangents)
 
     body = jax.make_jaxpr(jax.vmap(jaxpr_as_fun(body), in_axes=tuple(axes)))(*arguments)
     results = ruled_p.bind(*arguments, body=body, rule=batched_rule, self_adjoint=self_adjoint)
