@@ -41,9 +41,10 @@ LOST = 100.0
 SURE_UP_TO = 64
 
 # To look costs 5 % of an SVD, so it is done in doubt only: where values are NaN, or more than an
-# eighth of them closer to the next than this many eps. On all that were found to fail nine of ten
-# are; the gaps of random matrices in single precision are 4000 eps wide at 2048 columns.
-CLOSE = 200.0
+# eighth of them, or more than MANY, closer to the next than this many eps. On all that were found to
+# fail nine of ten are, of 128 and more; the gaps of random matrices in single precision are 4000 eps
+# wide at 2048 columns, and of 4096 some 30 are close.
+CLOSE, MANY = 200.0, 64
 
 
 def _lost(X: jax.Array) -> jax.Array:
@@ -65,7 +66,7 @@ def doubtful(S: jax.Array) -> jax.Array:
     """Return where singular values (..., k) are such that divide and conquer may have failed."""
     close = S[..., :-1] - S[..., 1:] < CLOSE * _tolerances.eps(S.dtype) * S[..., :1]
     finite = jnp.all(jnp.isfinite(S), axis=-1)
-    return ~finite | (jnp.sum(close, axis=-1) > S.shape[-1] // 8)
+    return ~finite | (jnp.sum(close, axis=-1) > min(S.shape[-1] // 8, MANY))
 
 
 def rescued(

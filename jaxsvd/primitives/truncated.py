@@ -72,8 +72,8 @@ def forward(A: Operator, config: Config, start: jax.Array | None, seed: int) -> 
 
         ritz = singular_numbers(a, solve_dense(a), solve_dense, raw=True)
         # Of a matrix with an Inf LAPACK returns some entries of the vectors as if nothing were.
-        defined = jnp.where(jnp.all(jnp.isfinite(ritz.S)), 0, jnp.nan)
-        ritz = jax.tree.map(lambda x: x + defined.astype(x.dtype), ritz)
+        undefined = jnp.where(jnp.all(jnp.isfinite(ritz.S)), 0, jnp.nan)
+        ritz = jax.tree.map(lambda x: x + undefined.astype(x.dtype), ritz)
         # A backward stable SVD leaves residuals of rounding size; they are not measured again.
         largest = jnp.max(ritz.S, initial=0)
         rounding = jnp.full((k,), jnp.finfo(ritz.S.dtype).eps) * largest
