@@ -41,9 +41,9 @@ LOST = 100.0
 SURE_UP_TO = 64
 
 # To look costs 5 % of an SVD, so it is done in doubt only: where values are NaN, or more than an
-# eighth of them, or more than MANY, closer to the next than this many eps. On all that were found to
-# fail nine of ten are, of 128 and more; the gaps of random matrices in single precision are 4000 eps
-# wide at 2048 columns, and of 4096 some 30 are close.
+# eighth of them, or more than MANY, are closer to the next than this many eps. Of the values that
+# were found to fail, 128 and more, nine of ten are; the gaps of random matrices of 2048 columns are
+# 4000 eps wide in single precision.
 CLOSE, MANY = 200.0, 64
 
 
