@@ -20,8 +20,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
 
+from .._types import SVDResult
 from ..operators.base import Operator
-from .dense import inner
+from .dense import checked, quiet
 from .orthonormal import LOSS, append, noise, orthonormalize, polish
 from .products import adjoint, adjoint_product, alike, product
 from .subspace import random_block
@@ -172,27 +173,28 @@ def _expand(A: Operator, state: State, config: Config) -> State:
 def _decomposition(sizes: tuple[int, ...]) -> Callable:
     """Return (which, B) -> X, S, Yh of the leading ``sizes[which]`` rows and columns of B.
 
-    What is mapped over shares the largest ``which``, and one SVD of all runs (`dense.inner`).
+    What is mapped over shares the largest ``which``, and one SVD of all runs (as `dense.inner`).
     """
     L = sizes[-1]
 
     def decompose(p: int, B: jax.Array):
-        X, S, Yh = inner(B[..., :p, :p])
+        X, S, Yh = quiet(B[..., :p, :p])
         rest = jnp.diag((jnp.arange(L) >= p).astype(B.dtype))
         one = [(0, 0)] * (B.ndim - 2) + [(0, L - p)]
         rest = jnp.broadcast_to(rest, (*B.shape[:-2], L, L))
         X, Yh = (rest + jnp.pad(Z, [*one, (0, L - p)]) for Z in (X, Yh))
-        return X, jnp.pad(S, one), Yh
+        return SVDResult(X, jnp.pad(S, one), Yh)
 
     @custom_vmap
     def run(which, B):
-        return lax.switch(which, [functools.partial(decompose, p) for p in sizes], B)
+        found = lax.switch(which, [functools.partial(decompose, p) for p in sizes], B)
+        return checked(B, found)  # once for all sizes: B is zero beyond the part in use
 
     @run.def_vmap
     def _(axis_size, in_batched, which, B):
         if not in_batched[1]:
             B = jnp.broadcast_to(B, (axis_size, *B.shape))
-        return run(jnp.max(which), B), (True, True, True)
+        return run(jnp.max(which), B), SVDResult(True, True, True)
 
     return run
 

@@ -67,6 +67,37 @@ def _triangular_inverse(L: jax.Array) -> jax.Array:
     return lax.platform_dependent(L, cpu=_by_rows, default=by_library)
 
 
+def _factor(G: jax.Array, shifted: jax.Array, m: int) -> jax.Array:
+    """Return the Cholesky factor L of G + shift I, a Gram matrix (l, l) of columns of norm one.
+
+    The rounding of G is (10 + sqrt m) l eps at most, for columns all alike and sums in any order,
+    and mostly far less. Each pass divides the condition by the root of the shift, so 2 l eps comes
+    first: for a condition of 1e7, 20000 x 16 to 50, the SVD takes 0.85 of the time (float32).
+
+    Args:
+        G: the matrix.
+        shifted: 1, or 0 for no shift at all, where G is known to be far from singular.
+        m: rows of the columns.
+    """
+    l = G.shape[0]
+    eye = jnp.eye(l, dtype=G.dtype)
+    shifts = np.array([2, 10 + m**0.5]) * l * _tolerances.eps(G.dtype)
+
+    def attempt(state):
+        _, number = state
+        shift = jnp.where(number == 0, shifts[0], shifts[1]).astype(G.dtype)
+        L = jnp.linalg.cholesky(G + shifted * shift * eye, symmetrize_input=False)
+        return L, number + 1
+
+    def failed(state):
+        L, number = state
+        return jnp.isnan(L[-1, -1]) & (number < len(shifts))
+
+    # A loop, not a branch: a `vmap` would run both factorizations at once (see `dense.inner`).
+    state = jnp.full_like(G, jnp.nan), jnp.zeros((), jnp.int32)
+    return lax.while_loop(failed, attempt, alike(state, G))[0]
+
+
 def _pass(X: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Return X R^-1, R^H R near X^H X; whether it is orthonormal; squares of norms; 1/growth.
 
@@ -81,10 +112,7 @@ def _pass(X: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     G = jnp.where(eye == 1, eye, G * inverse[:, None] * inverse[None, :])
     # Below 1/2 the condition of the scaled G is at most 3, and Cholesky loses nothing.
     good = jnp.linalg.norm(G - eye) < 0.5
-    # The rounding of a Gram matrix with unit diagonal, for columns all alike and sums in any order.
-    rounding = (10 + m**0.5) * l * _tolerances.eps(X.dtype)
-    shift = jnp.where(good, 0, rounding).astype(X.dtype)
-    L = jnp.linalg.cholesky(G + shift * eye, symmetrize_input=False)
+    L = _factor(G, jnp.where(good, 0, 1).astype(X.dtype), m)
     R_inverse = adjoint(_triangular_inverse(L))
     least = jnp.min(jnp.real(jnp.diagonal(L)))
     return product(X, inverse[:, None] * R_inverse), good, squares, least
@@ -134,6 +162,8 @@ def orthonormalize(
     if against is not None:
         return append(against, X, LOSS, fill=fill).Q
     X = _filled(X, fill)
+    if passes == 1:
+        return _pass(X)[0]
 
     def repeat(state):
         X, _, number = state
@@ -144,8 +174,9 @@ def orthonormalize(
         _, good, number = state
         return ~good & (number < passes)
 
-    state = repeat((X, None, jnp.zeros((), jnp.int32)))
-    return lax.while_loop(unfinished, repeat, alike(state, state[0]))[0] if passes > 1 else state[0]
+    # The first pass runs in the loop too: written out before it, it would be compiled twice.
+    state = X, jnp.zeros((), bool), jnp.zeros((), jnp.int32)
+    return lax.while_loop(unfinished, repeat, alike(state, X))[0]
 
 
 def append(
@@ -167,25 +198,25 @@ def append(
     X = _filled(X, fill)
     coefficients = adjoint_product(basis, X)
 
-    def a_pass(X, before, loss):
+    def repeat(state):
+        X, before, loss, _, number = state
         X, good, squares, least = _pass(X)
         kept = least * jnp.sqrt(jnp.min(squares / jnp.where(before > 0, before, 1)))
         loss = loss / kept
-        return X, loss, good & (loss <= LOSS)
-
-    def repeat(state):
-        X, loss, _, number = state
-        again, before = ~(loss <= LOSS), _squares(X)
+        lost = ~(loss <= LOSS)
+        again = lost & (number + 1 < PASSES)
+        before = _squares(X)
         X = lax.cond(again, lambda X: X - product(basis, adjoint_product(basis, X)), lambda X: X, X)
-        return *a_pass(X, before, jnp.where(again, 1, loss)), number + 1
+        return X, before, jnp.where(again, 1, loss), good & ~lost, number + 1
 
     def unfinished(state):
         *_, done, number = state
         return ~done & (number < PASSES)
 
-    first = a_pass(X - product(basis, coefficients), _squares(X), 1 + loss)
-    state = alike((*first, jnp.ones((), jnp.int32)), X, basis)
-    found, lost, *_ = lax.while_loop(unfinished, repeat, state)
+    before = _squares(X)
+    first = X - product(basis, coefficients), before, jnp.full((), 1 + loss, before.dtype)
+    state = alike((*first, jnp.zeros((), bool), jnp.zeros((), jnp.int32)), X, basis)
+    found, _, lost, *_ = lax.while_loop(unfinished, repeat, state)
     return Appended(found, coefficients, lost)
 
 

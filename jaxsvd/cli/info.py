@@ -77,7 +77,8 @@ def collect(shapes: Sequence[tuple[tuple[int, ...], str]], dtype: str) -> dict[s
     given, work = _dtypes(dtype)
     backend, devices = _platform()
     kind = backend if backend in PLATFORMS else GPU
-    rows = [(shape, note, route(shape, Request(), kind)) for shape, note in shapes]
+    asked = Request(dtype=jnp.dtype(work))
+    rows = [(shape, note, route(shape, asked, kind)) for shape, note in shapes]
     return {
         "versions": _versions(),
         "platform": backend,

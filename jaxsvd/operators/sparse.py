@@ -109,18 +109,17 @@ class Sparse(Operator):
                 "Sparse: a BCOO or BCSR matrix must have two sparse axes and no batch axes, got "
                 f"shape {a.shape} with n_batch={a.n_batch} and n_dense={a.n_dense}"
             )
-        if isinstance(a, sparse.BCSR) and _on_one_cpu(a.indices):
-            a = a.to_bcoo()
-        if isinstance(a, sparse.BCSR):
-            return cls(a.data, _rows_of(a.indptr, a.indices), a.indices, a.shape)
-        rows, columns = a.indices[:, 0], a.indices[:, 1]
-        if not _on_one_cpu(a.indices):
-            return cls(a.data, rows, columns, a.shape)
-        # From NumPy, since under a trace the slices of a known array are no longer known.
-        known = np.asarray(a.indices)
-        return cls(
-            a.data, rows, columns, a.shape, *_orders(_order, known[:, 0], known[:, 1], a.shape)
-        )
+        # By NumPy where they are known: under a trace JAX's functions of known arrays are not.
+        by_row = isinstance(a, sparse.BCSR)
+        known = _on_one_cpu(a.indices) and (not by_row or _on_one_cpu(a.indptr))
+        indices = np.asarray(a.indices) if known else a.indices
+        if by_row:
+            find = _known_rows_of if known else _rows_of
+            rows, columns = find(a.indptr, indices), indices
+        else:
+            rows, columns = indices[:, 0], indices[:, 1]
+        orders = _orders(_order, rows, columns, a.shape) if known else (None, None)
+        return cls(a.data, rows, columns, a.shape, *orders)
 
     def prepared(self) -> "Sparse":
         """Return the operator with its nonzeros ordered by rows and by columns, if it has not.
@@ -174,6 +173,11 @@ def _on_one_cpu(x: jax.Array) -> bool:
         return False
     devices = x.devices()
     return len(devices) == 1 and all(device.platform == "cpu" for device in devices)
+
+
+def _known_rows_of(starts: Any, indices: np.ndarray) -> np.ndarray:
+    places = np.arange(indices.shape[0])
+    return (np.searchsorted(np.asarray(starts), places, side="right") - 1).astype(indices.dtype)
 
 
 def _rows_of(starts: jax.Array, indices: jax.Array) -> jax.Array:
