@@ -194,7 +194,8 @@ def _decomposition(sizes: tuple[int, ...]) -> Callable:
     def _(axis_size, in_batched, which, B):
         if not in_batched[1]:
             B = jnp.broadcast_to(B, (axis_size, *B.shape))
-        return run(jnp.max(which), B), SVDResult(True, True, True)
+        found = run(jnp.max(which), B)
+        return found, jax.tree.map(lambda _: True, found)
 
     return run
 

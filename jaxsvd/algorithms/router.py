@@ -86,10 +86,13 @@ def _tall(shape: Shape, request: Request) -> bool:
 
 def _narrow(shape: Shape, request: Request) -> bool:
     m, n = sorted(shape[-2:], reverse=True)
+    size = request.dtype.itemsize
     alone = _batch(shape) == 1 and not request.full_matrices
     real = not np.issubdtype(request.dtype, np.complexfloating)
-    in_cache = m * n * request.dtype.itemsize <= 1 << 22
-    return alone and real and 12 <= n <= 64 and m >= 16 * n and m * n >= 1 << 14 and in_cache
+    few = n >= 12 and n * size <= 1 << 10
+    long = m >= (16 if n <= 64 else 8) * n and m * n >= 1 << 14
+    in_cache = m * n * size <= 1 << 22
+    return alone and real and few and long and in_cache
 
 
 def _thin_or_full(run: Callable[[jax.Array, bool], SVDResult]):
@@ -137,15 +140,15 @@ DENSE = (
         "CholeskyQR first, all of it products of long columns (unmeasured)",
     ),
     # Outside of this LAPACK is as fast, and 1.3 to 4 times faster where A is complex, or large and
-    # ill-conditioned. Sums over 400,000 rows of 3 columns, which XLA writes out, lose three digits
-    # in single precision.
+    # ill-conditioned, or has 256 columns in double precision. Sums over 400,000 rows of 3 columns,
+    # which XLA writes out, lose three digits in single precision.
     Row(
         "tall",
         (CPU,),
         _narrow,
         _tall_run,
         dense.lapack_values,
-        "the same: 0.3 to 0.9 of LAPACK's time, 0.4 to 1.1 at condition 1e7 (12 to 64 columns)",
+        "the same: 0.3 to 0.9 of LAPACK's time, 0.4 to 1.1 at condition 1e7 (12 to 256 columns)",
     ),
     Row(
         "gram",

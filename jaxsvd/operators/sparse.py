@@ -112,10 +112,10 @@ class Sparse(Operator):
         # By NumPy where they are known: under a trace JAX's functions of known arrays are not.
         by_row = isinstance(a, sparse.BCSR)
         known = _on_one_cpu(a.indices) and (not by_row or _on_one_cpu(a.indptr))
-        indices = np.asarray(a.indices) if known else a.indices
+        indices: Any = np.asarray(a.indices) if known else a.indices
         if by_row:
-            find = _known_rows_of if known else _rows_of
-            rows, columns = find(a.indptr, indices), indices
+            rows: Any = (_known_rows_of if known else _rows_of)(a.indptr, indices)
+            columns = indices
         else:
             rows, columns = indices[:, 0], indices[:, 1]
         orders = _orders(_order, rows, columns, a.shape) if known else (None, None)
