@@ -37,10 +37,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Where in Python an operation comes from is a tenth of what it takes to lower a program.
 jax.config.update("jax_traceback_in_locations_limit", 0)
 
-# To write a small program down takes as long as to compile it, and few are met twice.
 if _cache := os.environ.get("JAXSVD_CACHE_DIR"):
     jax.config.update("jax_compilation_cache_dir", _cache)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 # An example may compile, so it has no deadline; the same examples come in every run.

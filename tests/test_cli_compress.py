@@ -310,14 +310,32 @@ def test_compress_shows_a_bar(capsys, monkeypatch, tmp_path):
     assert "singular values" in capsys.readouterr().err
 
 
-def test_compress_in_a_process_that_is_killed(tmp_path):
+WRITERS = {  # where the process dies, what it was about to write, how
+    "compress": (
+        "np.lib.format.write_array",
+        "s.npz",
+        "main(['compress', 'm.npz', '-o', 's.npz', '--budget', '0.5', '--force'])",
+    ),
+    "report": ("os.fsync", "s.html", "main(['report', 'm.npz', '--html', 's.html', '--force'])"),
+    "a run": ("np.lib.format.write_array", "s", "drive.save('s', np.ones(3), 'a label')"),
+    "safetensors": (
+        "os.fsync",
+        "s.safetensors",
+        "_files.write_checkpoint('s.safetensors', {'w': np.ones(3)}, {})",
+    ),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_process_that_is_killed_leaves_the_file_of_before(tmp_path, writer):
     """The file is there whole, or not at all: the process dies while it writes."""
+    where, written, call = WRITERS[writer]
     _files.write_checkpoint(tmp_path / "m.npz", arrays(), {})
-    (tmp_path / "s.npz").write_text("old")
+    (tmp_path / written).write_text("old")
     code = (
-        "import os, signal, sys, numpy as np; from jaxsvd.cli import main\n"
-        "np.lib.format.write_array = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "main(['compress', 'm.npz', '-o', 's.npz', '--budget', '0.5', '--force'])"
+        "import os, signal, sys, numpy as np; from jaxsvd import _files; "
+        "from jaxsvd.algorithms import drive; from jaxsvd.cli import main\n"
+        f"{where} = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)\n{call}"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.run(
@@ -328,7 +346,7 @@ def test_compress_in_a_process_that_is_killed(tmp_path):
         timeout=300,
     )
     assert process.returncode == -9, process.stderr
-    assert (tmp_path / "s.npz").read_text() == "old"
+    assert (tmp_path / written).read_text() == "old"
     assert set(_files.read_checkpoint(tmp_path / "m.npz").arrays) == set(arrays())
 
 

@@ -65,7 +65,7 @@ def _batch(shape: Shape) -> int:
 # Size up to which Jacobi wins, and the number of matrices from which it does. The size of thin
 # factors is the shorter side, or half of the longer one: of LAPACK's time it takes 0.4 at 16 x 4,
 # and twice as much at 16 x 16.
-JACOBI_FROM = {2: 48, 3: 24, 4: 24, 6: 16, 8: 16, 10: 24}
+JACOBI_FROM = {2: 48, 3: 24, 4: 24, 6: 16, 8: 16, 10: 24, 12: 16}
 
 
 def _small_batch(shape: Shape, request: Request) -> bool:
