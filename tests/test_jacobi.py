@@ -54,7 +54,7 @@ def ratios(a, result):
 @pytest.mark.parametrize("method", METHODS)
 def test_full_and_thin(method, shape, dtype):
     a = stack(*shape, dtype)
-    for full in (False, True):
+    for full in {False, shape[0] != shape[1]}:
         result = jaxsvd.svd(jnp.asarray(a), full, method=method)
         assert ratios(a, result).max() < RATIO
 
