@@ -183,8 +183,8 @@ def svd(
 
     Cost: one SVD by LAPACK or the device's own library, about 20 m n min(m, n) flops; a batch of
     small matrices on CPU by Jacobi, all at once; long narrow ones (up to 256 columns) by CholeskyQR
-    first. A derivative adds four products of that size. Memory O((m + n) min(m, n)); nothing of size m x m unless
-    ``full_matrices`` asks for it.
+    first. A derivative adds four products of that size. Memory O((m + n) min(m, n)); nothing of
+    size m x m unless ``full_matrices`` asks for it.
 
     Args:
         a: array (..., m, n), real or complex. Half precision is computed in float32 and returned in
