@@ -8,6 +8,7 @@ Environment:
 
 import contextlib
 import gc
+import importlib.metadata
 import itertools
 import os
 
@@ -16,11 +17,9 @@ import os
 # count only if set before jax starts its backend.
 _FLAGS = ["--xla_force_host_platform_device_count=8"]
 if os.environ.get("JAXSVD_OPTIMIZE", "0") == "0":
-    _FLAGS += [
-        "--xla_backend_optimization_level=0",
-        "--xla_cpu_use_fusion_emitters=false",
-        "--xla_cpu_parallel_codegen_split_count=1",
-    ]
+    _FLAGS += ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
+    if importlib.metadata.version("jaxlib").startswith("0.10."):  # others end at unknown flags
+        _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 _given = os.environ.get("XLA_FLAGS", "")
 _missing = [flag for flag in _FLAGS if flag.split("=")[0] not in _given]
 os.environ["XLA_FLAGS"] = " ".join([_given, *_missing]).strip()
