@@ -25,7 +25,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from .. import _tolerances
 from .._types import SVDResult
 from .phase import phases_of_pairs
-from .products import alike
+from .products import alike, power_of_two
 
 # Bytes of columns rotated at once, and matrices at least and at most: 128 to 512 matrices of 3 x 3
 # or 4 x 4 and 64 to 96 of 8 x 8 are equally fast; 32 cost a third more (calls of small loops), 128
@@ -210,9 +210,7 @@ def _complete(U: jax.Array, given: jax.Array) -> jax.Array:
 def _size(a: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return a (n, m, chunk) divided by a power of two for each matrix, and the powers (chunk,)."""
     largest = jnp.max(jnp.maximum(jnp.abs(jnp.real(a)), jnp.abs(jnp.imag(a))), axis=(0, 1))
-    info = jnp.finfo(a.dtype)
-    _, exponent = jnp.frexp(jnp.clip(largest, info.tiny, info.max / 4))
-    scale = jnp.ldexp(jnp.ones((), info.dtype), exponent)
+    scale = power_of_two(largest)
     # Not finite: NaN everywhere. XLA's maximum over a batch on CPU loses a NaN.
     scale = jnp.where(jnp.all(jnp.isfinite(a), axis=(0, 1)), scale, jnp.nan)
     return a / scale[None, None].astype(a.dtype), scale

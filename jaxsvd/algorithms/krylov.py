@@ -24,7 +24,7 @@ from .._types import SVDResult
 from ..operators.base import Operator
 from .dense import checked, quiet
 from .orthonormal import LOSS, append, noise, orthonormalize, polish
-from .products import adjoint, adjoint_product, alike, product
+from .products import adjoint, adjoint_product, alike, power_of_two, product
 from .subspace import random_block
 
 
@@ -116,8 +116,7 @@ def init(A: Operator, config: Config, key: jax.Array, start: jax.Array | None = 
     first = orthonormalize(first)
     # The size of A from one product with a block of norm one; a power of two divides exactly.
     largest = jnp.max(jnp.abs(A.matmat(first))) * n**0.5
-    _, exponent = jnp.frexp(jnp.where(largest > 0, largest, 1))
-    scale = jnp.ldexp(jnp.ones((), largest.dtype), exponent)
+    scale = power_of_two(jnp.where(largest > 0, largest, 1))
     scale = jnp.where(jnp.isfinite(largest), scale, jnp.nan)
     V = jnp.zeros((n, L + b), A.dtype)
     state = State(

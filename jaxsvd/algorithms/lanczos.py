@@ -21,7 +21,7 @@ from jax import lax
 
 from ..operators.base import Operator
 from .orthonormal import noise, orthonormalize, polish
-from .products import adjoint, adjoint_product, alike, product
+from .products import adjoint, adjoint_product, alike, power_of_two, product
 from .subspace import random_block
 
 WHICH = ("LA", "SA", "LM")
@@ -120,8 +120,7 @@ def init(A: Operator, config: Config, key: jax.Array, start: jax.Array | None = 
     first = orthonormalize(first)
     # The size of A from one product with a block of norm one; a power of two divides exactly.
     largest = jnp.max(jnp.abs(A.matmat(first))) * n**0.5
-    _, exponent = jnp.frexp(jnp.where(largest > 0, largest, 1))
-    scale = jnp.ldexp(jnp.ones((), largest.dtype), exponent)
+    scale = power_of_two(jnp.where(largest > 0, largest, 1))
     scale = jnp.where(jnp.isfinite(largest), scale, jnp.nan)
     state = State(
         V=lax.dynamic_update_slice(jnp.zeros((n, L + b), A.dtype), first, (0, 0)),

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 # The default precision of accelerators (TF32, bfloat16) keeps 3 digits; every product that decides
@@ -14,6 +15,19 @@ PRECISION = lax.Precision.HIGHEST
 def adjoint(a: jax.Array) -> jax.Array:
     """Return A^H, the conjugate transpose of the last two axes."""
     return jnp.conj(a).mT
+
+
+def power_of_two(x: jax.Array) -> jax.Array:
+    """Return the power of two next above each x > 0, by which division is exact.
+
+    From its bits: `jnp.frexp` and `jnp.ldexp` take ten operations, and in JAX 0.12 fail under a
+    `vmap` over an Explicit axis. What is out of range counts as its end: tiny, or a quarter of max.
+    """
+    limits = jnp.finfo(x.dtype)
+    x = jnp.clip(x, limits.tiny, limits.max / 4)
+    infinity = np.array(np.inf, x.dtype)  # its bits are those of all exponents
+    mask = infinity.view(f"u{x.dtype.itemsize}")
+    return 2 * lax.bitcast_convert_type(lax.bitcast_convert_type(x, mask.dtype) & mask, x.dtype)
 
 
 def _varying(x: Any) -> frozenset[str]:

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .._tolerances import eps
-from .products import adjoint, plain_product, product
+from .products import adjoint, plain_product, power_of_two, product
 
 # What a step adds to one core's `eigh` (float32): 0.1 of its time in batches of 3 x 3, 0.7 of
 # 4 x 4, 1.3 of 6 x 6, 0.5 of 8 x 8, 0.2 of 16 x 16 and 32 x 32; 0.3 for one of 64 x 64, 0.4 at
@@ -73,8 +73,7 @@ def refined(a: jax.Array, w: jax.Array, Q: jax.Array) -> tuple[jax.Array, jax.Ar
     # Products of two have 2 bits, their sums log2(terms) more: all fit the significand.
     bits = (1 - round(math.log2(precise)) - math.ceil(math.log2(terms))) // 2
     largest = jnp.max(jnp.abs(w))
-    _, exponent = jnp.frexp(jnp.where(largest > 0, largest, 1))
-    unit, one = jnp.ldexp(jnp.ones((), real), exponent), jnp.ones((), real)
+    unit, one = power_of_two(jnp.where(largest > 0, largest, 1)), jnp.ones((), real)
     A1, w1, Q1 = _leading(a, unit, bits), _leading(w, unit, bits), _leading(Q, one, bits)
     A2, w2, Q2 = a - A1, w - w1, Q - Q1
 

@@ -12,6 +12,7 @@ import numpy as np
 from jax.core import Tracer
 
 from .. import _checks
+from ..algorithms.products import power_of_two
 from .base import Operator, Product, Scaled, Transpose, on_block, operator, replace, static
 from .compose import Centered
 from .dense import Dense
@@ -101,8 +102,8 @@ def add_rows(part: Operator, X, Z, lost, scale):
     """Add the share of some rows to Z = A^H A X / scale^2; return their A X / scale too."""
     Y = part.matmat(X)
     largest = jnp.max(jnp.abs(Y), initial=0)
-    _, exponent = jnp.frexp(jnp.where(jnp.isfinite(largest) & (largest > 0), largest, 1))
-    found = jnp.where(largest > 0, jnp.ldexp(jnp.ones((), largest.dtype), exponent), 0)
+    usual = jnp.where(jnp.isfinite(largest) & (largest > 0), largest, 1)
+    found = jnp.where(largest > 0, power_of_two(usual), 0)
     # Zero until the first rows that are not; it grows where later ones are much larger.
     grown = jnp.where(found > 2.0**10 * scale, found, scale)
     ratio = jnp.where(grown > 0, scale / jnp.where(grown > 0, grown, 1), 1)

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ..algorithms.products import power_of_two
+
 
 def over_leading_axes(function: Callable[[jax.Array], Any], a: jax.Array) -> Any:
     """Apply a function of one matrix to (..., m, n); results get the same leading axes.
@@ -43,10 +45,7 @@ def power_of_two_scale(a: jax.Array) -> jax.Array:
     largest = jnp.max(jnp.abs(a), initial=0)
     if jnp.iscomplexobj(a):  # |x + iy| may overflow where x and y do not
         largest = jnp.max(jnp.maximum(jnp.abs(a.real), jnp.abs(a.imag)), initial=0)
-    info = jnp.finfo(a.dtype)
-    _, exponent = jnp.frexp(jnp.clip(largest, info.tiny, info.max / 4))
-    scale = jnp.ldexp(jnp.ones((), info.dtype), exponent)
-    scale = jnp.where(largest == 0, 1, scale)
+    scale = jnp.where(largest == 0, 1, power_of_two(largest))
     # Not by the maximum: over a batch XLA on CPU loses a NaN in it. 0 times NaN or Inf is NaN; to
     # ask each entry whether it is finite takes twice as long.
     finite = jnp.isfinite(jnp.sum(0 * a))

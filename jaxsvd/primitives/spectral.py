@@ -16,7 +16,7 @@ from jax.core import Tracer, ensure_compile_time_eval, eval_jaxpr
 from jax.flatten_util import ravel_pytree
 
 from .. import _checks, _tolerances
-from ..algorithms.products import PRECISION
+from ..algorithms.products import PRECISION, power_of_two
 from ..rules.spectral import Kind, Scalar, SingularValues, differentiate
 from .batching import over_leading_axes, power_of_two_scale
 from .ruled import ruled
@@ -205,8 +205,7 @@ def _split(unit: jax.Array) -> tuple[jax.Array, jax.Array]:
     Half of a division before the tables and half after: f'' E / unit has no order of its own in
     which a large E or a large f'' stays in range together with a small one.
     """
-    _, exponent = jnp.frexp(unit)
-    half = jnp.ldexp(jnp.ones_like(unit), exponent // 2)
+    half = power_of_two(jnp.sqrt(unit))
     return half, unit / half
 
 
