@@ -67,9 +67,9 @@ _tests_run = itertools.count(1)
 
 
 def pytest_runtest_teardown():
+    gc.freeze()
     if next(_tests_run) % _TESTS_BETWEEN_LOOKS:
         return
-    gc.freeze()
     with contextlib.suppress(OSError), open("/proc/sys/vm/max_map_count") as limit:
         with open("/proc/self/maps") as maps:
             if 2 * sum(1 for _ in maps) > int(limit.read()):
