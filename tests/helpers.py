@@ -3,7 +3,10 @@
 Checks of values are written in NumPy, in double precision, on what the library returned.
 """
 
+import importlib.util
 from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
@@ -144,3 +147,14 @@ def equations(jaxpr, inside: tuple[str, ...] = ()) -> Iterator[tuple[str, tuple[
         ):
             if hasattr(getattr(parameter, "jaxpr", parameter), "eqns"):
                 yield from equations(parameter, (*inside, name))
+
+
+def reference_pages() -> ModuleType:
+    """The module that writes the reference of the site, docs/_hooks/api.py; in no package."""
+    path = Path(__file__).resolve().parent.parent / "docs" / "_hooks" / "api.py"
+    spec = importlib.util.spec_from_file_location("site_api", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,6 +1,5 @@
 """Public names: each is in a test, and results are of the types they are said to be."""
 
-import importlib.util
 import re
 import types
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 import jaxsvd
 from jaxsvd import compress, layers, linalg, lora, regularizers, rules, streaming, track
 from jaxsvd.foreign import Replacement, SafeReport
-from tests.helpers import gaussian
+from tests.helpers import gaussian, reference_pages
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -76,10 +75,7 @@ def test_gauge_error_is_a_value_error():
 
 def public_names() -> dict[str, list[str]]:
     """The names of the package and of each public module, as the reference lists them."""
-    path = ROOT / "docs" / "_hooks" / "api.py"
-    spec = importlib.util.spec_from_file_location("site_api", path)
-    api = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(api)
+    api = reference_pages()
     modules = [m for m in jaxsvd.__all__ if isinstance(getattr(jaxsvd, m), types.ModuleType)]
     own = {module: api._own(getattr(jaxsvd, module)) for module in modules}
     return {"jaxsvd": list(jaxsvd.__all__), **own}
