@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.custom_batching import custom_vmap
 
 from .. import _tolerances
 from .._types import SVDResult
@@ -24,6 +23,7 @@ class Request(NamedTuple):
         hermitian: whether the matrix is, of which the lower triangle counts.
         method: name of a row of the router's table, or "auto".
         signs: whether the signs of a real matrix's vectors are fixed, as in `algorithms.phase`.
+        quiet: whether large products follow, whose speed it must not spoil.
         dtype: of the matrix; `router.solve` fills it in.
     """
 
@@ -31,6 +31,7 @@ class Request(NamedTuple):
     hermitian: bool = False
     method: str = "auto"
     signs: bool = False
+    quiet: bool = False
     dtype: Any = np.dtype(np.float32)
 
 
@@ -136,30 +137,10 @@ QUIET_UP_TO = 64
 
 
 def quiet(a: jax.Array) -> SVDResult:
-    """Return the SVD of small matrices (..., m, n), unchecked, between large products."""
-    default = functools.partial(lax.linalg.svd, full_matrices=False)
-    if max(a.shape[-2:]) > QUIET_UP_TO:
-        return SVDResult(*default(a))
-    by_qr = functools.partial(default, algorithm=lax.linalg.SvdAlgorithm.QR)
-    return SVDResult(*lax.platform_dependent(a, cpu=by_qr, default=default))
-
-
-@custom_vmap
-def inner(a: jax.Array) -> SVDResult:
-    """Return the SVD of a small matrix, or of a stack, between large products.
-
-    A `vmap` becomes a leading axis, so that no choice within turns into a selection, whose sides
-    run at the same time: on CPU two batches of SVDs at once wait for each other's threads for ever
-    (jaxlib 0.10.2, as many cores as batches).
-    """
-    return checked(a, quiet(a))
-
-
-@inner.def_vmap
-def _(axis_size, in_batched, a):
-    del axis_size, in_batched
-    result = inner(a)
-    return result, jax.tree.map(lambda _: True, result)
+    """Return the SVD of small matrices (..., m, n) between large products on CPU, unchecked."""
+    small = max(a.shape[-2:]) <= QUIET_UP_TO
+    algorithm = lax.linalg.SvdAlgorithm.QR if small else None
+    return SVDResult(*lax.linalg.svd(a, full_matrices=False, algorithm=algorithm))
 
 
 def lapack_values(a: jax.Array) -> jax.Array:

@@ -80,7 +80,7 @@ def _move(c: Columns) -> Columns:
     return Columns(left, jnp.concatenate([c.right[1:-1], c.left[-1:], c.right[-1:]]), c.out)
 
 
-def _least_norm(dtype) -> float:
+def least_norm(dtype) -> float:
     """Return the norm, of a matrix of size one, below which a column is no direction any more.
 
     The squares of its entries fall out of range, and its products with other columns lose their
@@ -89,25 +89,27 @@ def _least_norm(dtype) -> float:
     return float(jnp.finfo(dtype).tiny / jnp.finfo(dtype).eps) ** 0.5
 
 
-def _angles(x: jax.Array, y: jax.Array):
-    """Return the rotations that make the pairs x, y (pairs, m, chunk) orthogonal.
+def rotation(a: jax.Array, b: jax.Array, c: jax.Array, rows: int):
+    """Return the rotations that make pairs of columns x, y orthogonal, from their products.
 
-    With a = |x|^2, b = |y|^2, c = x^H y, the tangent t of the angle is the smaller root of
-    t^2 + t (b - a)/|c| = 1.
+    The tangent t of the angle is the smaller root of t^2 + t (b - a)/|c| = 1.
+
+    Args:
+        a: |x|^2.
+        b: |y|^2.
+        c: x^H y.
+        rows: entries of a column.
 
     Returns:
         cos, sin (with the phase of conj(c)), the cosine |c|/sqrt(a b) between the columns before,
-        and |t|; each (pairs, chunk).
+        and |t|; shaped as a.
     """
-    a, b = (jnp.sum(jnp.real(z * jnp.conj(z)), axis=1) for z in (x, y))
-    c = jnp.sum(jnp.conj(x) * y, axis=1)
-    a, b, c = lax.optimization_barrier((a, b, c))
     size = jnp.abs(c)
-    counted = jnp.minimum(a, b) > _least_norm(a.dtype) ** 2
+    counted = jnp.minimum(a, b) > least_norm(a.dtype) ** 2
     cosine = jnp.where(counted, size * lax.rsqrt(a) * lax.rsqrt(b), 0)
     # What is orthogonal to rounding stays: of columns of equal norms it would turn by any angle, in
     # every sweep, and the roundings of a thousand rotations are no rounding any more.
-    enough = x.shape[1] ** 0.5 * _tolerances.eps(a.dtype)
+    enough = rows**0.5 * _tolerances.eps(a.dtype)
     rotated = jnp.where(counted, cosine > enough, size > 0)
     cosine = jnp.where(rotated, cosine, 0)
     divisor = jnp.where(rotated, size, 1)
@@ -119,6 +121,13 @@ def _angles(x: jax.Array, y: jax.Array):
     cos = lax.rsqrt(1 + t * t)
     sin = (cos * t / divisor).astype(c.dtype) * jnp.conj(c)
     return cos.astype(c.dtype), sin, cosine, jnp.abs(t)
+
+
+def _angles(x: jax.Array, y: jax.Array):
+    """Return the `rotation` of the pairs x, y (pairs, m, chunk); each (pairs, chunk)."""
+    a, b = (jnp.sum(jnp.real(z * jnp.conj(z)), axis=1) for z in (x, y))
+    c = jnp.sum(jnp.conj(x) * y, axis=1)
+    return rotation(*lax.optimization_barrier((a, b, c)), x.shape[1])
 
 
 def _orthogonalize(columns: jax.Array, rows: int) -> jax.Array:
@@ -235,7 +244,7 @@ def _triplets(full_matrices: bool, signs: str | None, a: jax.Array, V: jax.Array
         V = jnp.broadcast_to(jnp.eye(n, dtype=a.dtype)[..., None], (n, n, size))
     columns = _orthogonalize(jnp.concatenate([columns, V], axis=1), m)
     columns, S = _sort(columns, _norms(columns[:, :m]))
-    given = S > _least_norm(S.dtype)
+    given = S > least_norm(S.dtype)
     U = columns[:, :m] / jnp.where(given, S, 1).astype(a.dtype)[:, None]
     U = jnp.where(given[:, None], U, 0)
     if full_matrices and m > n:

@@ -24,6 +24,7 @@ from .._types import SVDResult
 from ..operators.base import Operator
 from .dense import checked, quiet
 from .orthonormal import LOSS, append, noise, orthonormalize, polish
+from .polar import polar
 from .products import adjoint, adjoint_product, alike, power_of_two, product
 from .subspace import random_block
 
@@ -168,12 +169,7 @@ def _expand(A: Operator, state: State, config: Config) -> State:
     )
 
 
-@functools.cache
-def _decomposition(sizes: tuple[int, ...]) -> Callable:
-    """Return (which, B) -> X, S, Yh of the leading ``sizes[which]`` rows and columns of B.
-
-    What is mapped over shares the largest ``which``, and one SVD of all runs (as `dense.inner`).
-    """
+def _leading_on_cpu(sizes: tuple[int, ...], which: jax.Array, B: jax.Array) -> SVDResult:
     L = sizes[-1]
 
     def decompose(p: int, B: jax.Array):
@@ -184,11 +180,40 @@ def _decomposition(sizes: tuple[int, ...]) -> Callable:
         X, Yh = (rest + jnp.pad(Z, [*one, (0, L - p)]) for Z in (X, Yh))
         return SVDResult(X, jnp.pad(S, one), Yh)
 
+    found = lax.switch(which, [functools.partial(decompose, p) for p in sizes], B)
+    # Once for all sizes, which compiles in half the time: B is zero beyond the part in use.
+    return checked(B, found)
+
+
+def _leading_elsewhere(sizes: tuple[int, ...], which: jax.Array, B: jax.Array) -> SVDResult:
+    # One size, since there products are cheap and programs are not. The rest of the diagonal is
+    # made larger than all singular values, which keeps it apart, and taken off the front again.
+    used = sum(jnp.where(which == i, p, 0) for i, p in enumerate(sizes))
+    size = jnp.linalg.norm(B, axis=(-2, -1), keepdims=True)
+    limits = jnp.finfo(
+        B.dtype
+    )  # of a zero matrix the values shall be no more than rounding of zero
+    size = jnp.where(size > 0, 1.25 * size, limits.tiny / limits.eps).astype(B.dtype)
+    places = jnp.arange(sizes[-1])
+    rest = jnp.broadcast_to(jnp.diag(places >= used), B.shape)
+    X, S, Yh = polar(jnp.where(rest, size, B), False)
+    X, S, Yh = (jnp.roll(Z, used - sizes[-1], axis) for Z, axis in ((X, -1), (S, -1), (Yh, -2)))
+    return SVDResult(X, jnp.where(jnp.broadcast_to(places < used, S.shape), S, 0), Yh)
+
+
+@functools.cache
+def _decomposition(sizes: tuple[int, ...]) -> Callable:
+    """Return (which, B) -> X, S, Yh of the leading ``sizes[which]`` rows and columns of B.
+
+    What is mapped over shares the largest ``which``, and one SVD of all runs (see `router`).
+    """
+
     @custom_vmap
     def run(which, B):
-        found = lax.switch(which, [functools.partial(decompose, p) for p in sizes], B)
-        # Once for all sizes, which compiles in half the time: B is zero beyond the part in use.
-        return checked(B, found)
+        on_cpu, elsewhere = (
+            functools.partial(f, sizes) for f in (_leading_on_cpu, _leading_elsewhere)
+        )
+        return lax.platform_dependent(which, B, cpu=on_cpu, default=elsewhere)
 
     @run.def_vmap
     def _(axis_size, in_batched, which, B):

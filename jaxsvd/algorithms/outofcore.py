@@ -32,9 +32,9 @@ from .._types import SVDResult
 from ..operators.base import Operator
 from ..operators.rowblocks import add_adjoint_rows, add_rows, aligned
 from .adaptive import tail_errors
-from .dense import inner
 from .orthonormal import noise, orthonormalize
 from .products import adjoint, adjoint_product, product
+from .router import inner
 from .subspace import random_block
 
 # What a state waits for: products A^H (A X) for the Krylov space; A X and A^H (A X) for the

@@ -9,9 +9,9 @@ from jax import lax
 
 from .._types import SVDResult
 from ..operators.base import Operator
-from .dense import inner
 from .orthonormal import noise, orthonormalize
 from .products import adjoint, adjoint_product, product
+from .router import inner
 from .subspace import random_block
 
 

@@ -22,9 +22,9 @@ import jax.numpy as jnp
 from .. import _tolerances
 from ..operators.dense import Dense
 from ..operators.rowblocks import add_exactly, add_rows
-from .dense import inner
 from .orthonormal import noise, orthonormalize
 from .products import adjoint, adjoint_product, product
+from .router import inner
 
 
 class Sketch(NamedTuple):

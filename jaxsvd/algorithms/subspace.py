@@ -19,9 +19,9 @@ from jax import lax
 
 from .._types import SVDResult
 from ..operators.base import Operator
-from .dense import inner
 from .orthonormal import noise, orthonormalize
 from .products import adjoint, adjoint_product, alike, product
+from .router import inner
 
 
 class State(NamedTuple):
