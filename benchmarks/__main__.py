@@ -25,6 +25,7 @@ SUITES = (
     "topk",
     "batched",
     "router",
+    "accelerator",
     "accuracy",
     "gradients",
     "errorbars",

@@ -25,6 +25,9 @@ from .measure import Claim
 
 Result = dict[str, Any]
 
+# The suites whose every claim is about time.
+TIMED = ("topk", "batched", "accelerator")
+
 
 def number(x: float | None, digits: int = 3) -> str:
     """Return a few digits, or a dash."""
@@ -154,7 +157,7 @@ def limits(results: Result) -> Figure:
     """Return every claim about time as a multiple of its bar: on the right of 1 it holds."""
     claims = [
         claim
-        for key in ("topk", "batched")
+        for key in TIMED
         for claim in results["suites"].get(key, {"claims": []})["claims"]
         if "residual" not in claim["what"] and "bits" not in claim["what"]
     ]
@@ -173,16 +176,16 @@ def limits(results: Result) -> Figure:
 
 
 PICTURES = {
-    "accuracy": ("topk", "top-k: time against accuracy", accuracy),
-    "size": ("batched", "full SVD: time against size", size),
-    "limit": ("topk", "each figure as a multiple of its bar", limits),
+    "accuracy": (("topk",), "top-k: time against accuracy", accuracy),
+    "size": (("batched",), "full SVD: time against size", size),
+    "limit": (TIMED, "each figure as a multiple of its bar", limits),
 }
 
 
 def pictures(results: Result) -> Iterator[tuple[str, str, Figure]]:
     """Yield (name, words, picture) of what the suites that ran can show."""
-    for name, (suite, words, draw) in PICTURES.items():
-        if suite in results["suites"]:
+    for name, (suites, words, draw) in PICTURES.items():
+        if any(results["suites"].get(suite, {"rows": []})["rows"] for suite in suites):
             with plot.style():
                 yield name, words, draw(results)
 

@@ -16,7 +16,7 @@ from .._tolerances import phase_tol
 from .._types import SVDResult
 
 
-def _leading_phases(vectors: jax.Array, axis: int) -> jax.Array:
+def leading_phases(vectors: jax.Array, axis: int) -> jax.Array:
     """Return the phase, of modulus one, of the leading entry of each vector along an axis.
 
     The leading entry is the first of those within sqrt(eps) of the vector's largest.
@@ -43,7 +43,7 @@ def _leading_phases(vectors: jax.Array, axis: int) -> jax.Array:
 def column_phases(X: jax.Array) -> jax.Array:
     """Return the phase of the leading entry of each column: (..., m, k) -> (..., k)."""
     # LAPACK stores columns one after the other: along them runs the memory.
-    return _leading_phases(X.mT, -1)
+    return leading_phases(X.mT, -1)
 
 
 def phases_of_pairs(
@@ -59,13 +59,13 @@ def phases_of_pairs(
         entries: the axis along them.
     """
     p, q = left.shape[columns], right.shape[columns]
-    phases = _leading_phases(left, entries)
+    phases = leading_phases(left, entries)
     places = columns % left.ndim - (entries % left.ndim < columns % left.ndim)
     shared = lax.slice_in_dim(phases, 0, min(p, q), axis=places)
     conjugate = jnp.conj(shared)
     if q > p:  # the extra right vectors are fixed by themselves
         extra = lax.slice_in_dim(right, p, q, axis=columns % right.ndim)
-        conjugate = jnp.concatenate([conjugate, _leading_phases(extra, entries)], axis=places)
+        conjugate = jnp.concatenate([conjugate, leading_phases(extra, entries)], axis=places)
     return phases, conjugate
 
 

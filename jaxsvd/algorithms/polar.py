@@ -40,13 +40,18 @@ def _weights(least: float, eps: float) -> list[tuple[float, float, float]]:
 
 
 def _step(X: jax.Array, a: float, b: float, c: float) -> jax.Array:
+    # The barriers keep the weights out of the products, which XLA on GPU would compile and tune for
+    # each of them anew: 17 s for 1024 x 1024.
     m, n = X.shape
     eye = jnp.eye(n, dtype=X.dtype)
     if c > BY_CHOLESKY:
         both = jnp.concatenate([c**0.5 * X, eye])
         Q = lax.linalg.qr(both, full_matrices=False)[0]
-        return b / c * X + (a - b / c) / c**0.5 * product(Q[:m], adjoint(Q[m:]))
-    L = lax.linalg.cholesky(eye + c * adjoint_product(X, X), symmetrize_input=False)
+        top, bottom = lax.optimization_barrier((Q[:m], adjoint(Q[m:])))
+        Y = lax.optimization_barrier(product(top, bottom))
+        return b / c * X + (a - b / c) / c**0.5 * Y
+    G = lax.optimization_barrier(adjoint_product(X, X))
+    L = lax.linalg.cholesky(eye + c * G, symmetrize_input=False)
     Y = X
     for conjugate in (True, False):  # X (L L^H)^-1 = X L^-H L^-1
         Y = lax.linalg.triangular_solve(

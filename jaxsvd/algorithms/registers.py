@@ -25,7 +25,8 @@ from jax.interpreters import mlir
 
 from .. import _tolerances
 from .._types import SVDResult
-from .jacobi import MAX_SWEEPS, jacobi, least_norm, rotation
+from .jacobi import MAX_SWEEPS, complete, jacobi, least_norm, rotation
+from .phase import leading_phases
 from .products import power_of_two
 
 # Beyond, Triton takes too long: 3 x 3 compile in 0.7 s, 4 x 4 in 3 s, 6 x 6 in 41 s.
@@ -80,24 +81,6 @@ def _sorted(columns: list[Column], S: Column) -> tuple[list[Column], Column]:
     return columns, S
 
 
-def _completed(U: list[Column], given: list[Lanes]) -> list[Column]:
-    """Fill the columns that are not given: the unit vector farthest from the others, as there."""
-    U = list(U)
-    for j, known in enumerate(given):
-        room = [1 - _sum([column[i] * column[i] for column in U]) for i in range(len(U[0]))]
-        widest, free, x = _largest(room), jnp.ones_like(room[0]), []
-        for space in room:
-            x.append(jnp.where(space >= widest, free, 0))
-            free = free - x[-1]
-        for _ in range(2):
-            for column in U:
-                part = _dot(column, x)
-                x = [a - part * b for a, b in zip(x, column, strict=True)]
-        inverse = lax.rsqrt(_dot(x, x))
-        U[j] = [jnp.where(known, u, a * inverse) for u, a in zip(U[j], x, strict=True)]
-    return U
-
-
 def _sign(column: Column) -> Lanes:
     """Return the sign of the leading entry, as in `algorithms.phase`."""
     sizes = [jnp.abs(x) for x in column]
@@ -110,6 +93,8 @@ def _sign(column: Column) -> Lanes:
 
 def _triplets(columns: list[Column], signs: str | None):
     """Return the left vectors, S and the right vectors of matrices given by their columns.
+
+    Where S is too small to tell a direction it is zero, and so is the left vector.
 
     Args:
         columns: n of them with m >= n entries.
@@ -137,14 +122,13 @@ def _triplets(columns: list[Column], signs: str | None):
     given = [s > least_norm(dtype) for s in S]
     inverses = [jnp.where(g, 1 / jnp.where(g, s, 1), 0) for g, s in zip(given, S, strict=True)]
     left = [[x * i for x in column[:m]] for column, i in zip(both, inverses, strict=True)]
-    complete = jnp.min(S[-1]) > least_norm(dtype)
-    left = lax.cond(complete, lambda U: U, lambda U: _completed(U, given), left)
     right = [column[m:] for column in both]
     for j in range(n):
         leading = {"left": left[j], "right": right[j], None: None}[signs]
         sign = nothing + (1 if leading is None else _sign(leading))
         left[j], right[j] = ([sign * x for x in column] for column in (left[j], right[j]))
-    return left, [s * scale for s in S], right
+    S = [jnp.where(g, s, nothing) * scale for g, s in zip(given, S, strict=True)]
+    return left, S, right
 
 
 def _kernel(shape: tuple[int, int, int], signs: bool, a_ref, U_ref, S_ref, Vh_ref):
@@ -168,8 +152,7 @@ def _kernel(shape: tuple[int, int, int], signs: bool, a_ref, U_ref, S_ref, Vh_re
             triton.store(Vh_ref.at[:, np.int32(j * n + i)], V[j][i], mask=inside)
 
 
-def by_kernel(a: jax.Array, signs: bool, interpret: bool = False) -> list[jax.Array]:
-    """Return U, S, Vh of (count, m, n) by the kernel, which may be interpreted to be tested."""
+def _called(a: jax.Array, signs: bool, interpret: bool) -> list[jax.Array]:
     count, m, n = a.shape
     k = min(m, n)
 
@@ -187,6 +170,24 @@ def by_kernel(a: jax.Array, signs: bool, interpret: bool = False) -> list[jax.Ar
         interpret=interpret,
     )(a.reshape(count, m * n))
     return [U.reshape(count, m, k), S, Vh.reshape(count, k, n)]
+
+
+def by_kernel(a: jax.Array, signs: bool, interpret: bool = False) -> list[jax.Array]:
+    """Return U, S, Vh of (count, m, n) by the kernel, which may be interpreted to be tested."""
+    m, n = a.shape[-2:]
+    U, S, Vh = _called(a, signs, interpret)
+
+    def fill():  # the batch is the last axis there
+        left = (U if m >= n else Vh.mT).transpose(2, 1, 0)
+        found = complete(left, ~(S.T == 0))
+        if signs and m >= n:
+            found = found * leading_phases(found, 1)[:, None]
+        found = found.transpose(2, 1, 0)
+        return (found, Vh) if m >= n else (U, found.mT)
+
+    # Not in the kernel, whose compilation it would make three times as long.
+    U, Vh = lax.cond(jnp.any(S == 0), fill, lambda: (U, Vh))
+    return [U, S, Vh]
 
 
 def _by_loops(a: jax.Array, *, signs: bool) -> list[jax.Array]:
