@@ -1,4 +1,7 @@
-"""The algorithms behind `svd` beside LAPACK: Jacobi, Gram and Jacobi, polar, CholeskyQR first."""
+"""The algorithms behind `svd` beside LAPACK: Jacobi, Gram and Jacobi, polar, CholeskyQR first.
+
+Those of a GPU run here on CPU, its kernel by the interpreter of Pallas.
+"""
 
 import functools
 
@@ -8,8 +11,11 @@ import numpy as np
 import pytest
 
 import jaxsvd
+from jaxsvd.algorithms import krylov, registers
 from jaxsvd.algorithms.gram import gram
 from jaxsvd.algorithms.jacobi import jacobi, jacobi_values
+from jaxsvd.algorithms.phase import fix_phases
+from jaxsvd.algorithms.polar import isometry
 from jaxsvd.algorithms.router import DENSE, PLATFORMS, Request, route
 from jaxsvd.algorithms.tall import tall
 from tests.helpers import DTYPES, adjoint, double, eps, gaussian
@@ -129,3 +135,91 @@ def test_every_request_has_a_row(platform):
     for shape in [(3, 3), (10**5, 3, 3), (64, 48, 48), (10**4, 20), (0, 3), (500, 0, 3)]:
         for full_matrices in (False, True):
             assert route(shape, Request(full_matrices), platform) in DENSE
+
+
+@pytest.mark.x32
+@pytest.mark.parametrize("shape", [(4, 4), (3, 2), (2, 3), (1, 1)])
+def test_the_kernel_of_a_gpu(shape):
+    a = np.tile(stack(*shape, np.float32), (9, 1, 1))  # more than one block, the last not full
+    with jax.enable_x64(False):  # the interpreter mixes integers of two kinds otherwise
+        result = jax.jit(lambda a: registers.by_kernel(a, True, interpret=True))(a)
+        U, S, Vh = result = jaxsvd.SVDResult(*result)
+    assert ratios(a, result).max() < RATIO
+    S = np.asarray(S)
+    sure = np.all(np.diff(S, append=0) < -1e-3 * S[:, :1], axis=1)  # no ties, no zeros
+    for x, y in zip(result, jacobi(jnp.asarray(a), False, signs=True), strict=True):
+        np.testing.assert_allclose(x[sure], y[sure], rtol=1e-5, atol=1e-4)
+    np.testing.assert_array_equal(U, fix_phases(result).U)
+    assert Vh.shape[-1] == shape[1]
+
+
+def test_a_bad_matrix_in_the_kernel_spoils_itself_only():
+    a = gaussian((20, 3, 3)).astype(np.float32)
+    a[7, 1, 2], a[9, 0, 0], a[11] = np.nan, np.inf, 0
+    with jax.enable_x64(False):
+        result = jax.jit(lambda a: registers.by_kernel(a, True, interpret=True))(a)
+    for x in result:
+        bad = np.isnan(np.asarray(x)).reshape(20, -1)
+        assert bad[[7, 9]].all()
+        assert not np.delete(bad, [7, 9], axis=0).any()
+
+
+def test_the_arithmetic_of_the_kernel_in_double_precision():
+    a = stack(4, 3, np.float64)
+    columns = [[jnp.asarray(a[:, i, j]) for i in range(4)] for j in range(3)]
+    left, S, right = jax.jit(lambda c: registers._triplets(c, None))(columns)
+    U, V = (np.moveaxis(np.asarray(x), -1, 0).swapaxes(1, 2) for x in (left, right))
+    whole = np.delete(np.arange(8), [1, 2])  # left vectors of zeros are filled elsewhere
+    result = jaxsvd.SVDResult(U[whole], jnp.stack(S, -1)[whole], V.swapaxes(1, 2)[whole])
+    assert ratios(a[whole], result).max() < RATIO
+
+
+def test_the_kernel_is_for_one_device_and_loops_for_a_mesh():
+    a = jax.ShapeDtypeStruct((64, 3, 3), np.float32)
+    svd = jax.jit(functools.partial(jaxsvd.svd, full_matrices=False))
+
+    def lowered(a):
+        return svd.trace(a).lower(lowering_platforms=("cuda",)).as_text()
+
+    # From JAX 0.11 on the kernel needs a GPU to be written for; loops take its place without one.
+    assert ("triton" in lowered(a)) == (jax.__version_info__ < (0, 11))
+    mesh = jax.make_mesh((8,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+    spread = jax.sharding.NamedSharding(mesh, jax.P("batch"))
+    text = lowered(jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=spread))
+    assert "triton" not in text
+    assert "stablehlo.while" in text
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.complex128])
+@pytest.mark.parametrize("rank", [0, 5, 16])
+def test_the_leading_part_of_a_small_matrix_on_gpu(rank, dtype):
+    sizes, p = (16, 32, 48), 32
+    B = np.zeros((2, 48, 48), dtype)
+    B[:, :p, :p] = (gaussian((2, p, rank)) @ gaussian((2, rank, p), seed=1)).astype(dtype)
+    B[1] *= 100
+    run = jax.jit(functools.partial(krylov._leading_elsewhere, sizes))
+    X, S, Yh = run(jnp.asarray(sizes.index(p)), jnp.asarray(B))
+    assert ratios(B, jaxsvd.SVDResult(X, S, Yh)).max() < RATIO
+    np.testing.assert_allclose(X[:, p:, :p], 0, atol=RATIO * eps(S.dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["zero", "ones", "rank one", "graded", "orthogonal"])
+def test_the_polar_factor_has_all_its_columns(kind, dtype):
+    m, n = 60, 50
+    G = gaussian((m, n), dtype)
+    Q, R = np.linalg.qr(G)
+    a = {
+        "zero": 0 * G,
+        "ones": 0 * G + 1,
+        "rank one": G[:, :1] @ G[:1],
+        "graded": Q * 10.0 ** -np.arange(n) @ adjoint(np.linalg.qr(R)[0]),
+        "orthogonal": Q,
+    }[kind].astype(dtype)
+    W = double(jax.jit(isometry)(a))
+    unit, size = eps(dtype), max(np.linalg.norm(double(a), 2), np.finfo(np.float64).tiny)
+    assert np.abs(adjoint(W) @ W - np.eye(n)).max() < RATIO * unit
+    H = adjoint(W) @ double(a)
+    assert np.linalg.norm(double(a) - W @ H, 2) < RATIO * unit * size
+    assert np.linalg.norm(H - adjoint(H), 2) < RATIO * unit * size
+    assert np.linalg.eigvalsh(H).min() > -RATIO * unit * size

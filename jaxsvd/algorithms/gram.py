@@ -14,6 +14,7 @@ from jax import lax
 
 from .._types import SVDResult
 from .jacobi import jacobi
+from .orthonormal import polish
 from .products import adjoint_product, product
 
 
@@ -26,5 +27,6 @@ def gram(a: jax.Array, full_matrices: bool) -> SVDResult:
     largest = jnp.max(jnp.abs(a), axis=(-2, -1), keepdims=True)
     scale = jnp.where(largest > 0, largest, 1).astype(a.dtype)  # so that squares stay in range
     V, _ = lax.linalg.eigh(adjoint_product(a / scale, a / scale), symmetrize_input=False)
-    V = V[..., ::-1]  # ascending eigenvalues
+    # Ascending eigenvalues; and the columns of cuSOLVER's batches up to 32 x 32 are off by 50 eps.
+    V = polish(V[..., ::-1])
     return jacobi(product(a, V), full_matrices, V=V, chunked=False)

@@ -189,16 +189,14 @@ def _leading_elsewhere(sizes: tuple[int, ...], which: jax.Array, B: jax.Array) -
     # One size, since there products are cheap and programs are not. The rest of the diagonal is
     # made larger than all singular values, which keeps it apart, and taken off the front again.
     used = sum(jnp.where(which == i, p, 0) for i, p in enumerate(sizes))
-    size = jnp.linalg.norm(B, axis=(-2, -1), keepdims=True)
-    limits = jnp.finfo(
-        B.dtype
-    )  # of a zero matrix the values shall be no more than rounding of zero
-    size = jnp.where(size > 0, 1.25 * size, limits.tiny / limits.eps).astype(B.dtype)
+    norm = jnp.linalg.norm(B, axis=(-2, -1), keepdims=True)
+    size = jnp.where(norm > 0, 1.25 * norm, 1).astype(B.dtype)
     places = jnp.arange(sizes[-1])
     rest = jnp.broadcast_to(jnp.diag(places >= used), B.shape)
     X, S, Yh = polar(jnp.where(rest, size, B), False)
     X, S, Yh = (jnp.roll(Z, used - sizes[-1], axis) for Z, axis in ((X, -1), (S, -1), (Yh, -2)))
-    return SVDResult(X, jnp.where(jnp.broadcast_to(places < used, S.shape), S, 0), Yh)
+    kept = jnp.broadcast_to(places < used, S.shape) & (norm[..., 0] > 0)
+    return SVDResult(X, jnp.where(kept, S, 0), Yh)
 
 
 @functools.cache
