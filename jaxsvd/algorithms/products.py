@@ -17,6 +17,15 @@ def adjoint(a: jax.Array) -> jax.Array:
     return jnp.conj(a).mT
 
 
+def diagonal(a: jax.Array) -> jax.Array:
+    """Return the diagonal of square matrices (..., n, n).
+
+    By a selection: the transpose of a gather is a scatter, which JAX 0.12 refuses for a batch that
+    is spread over an Explicit axis.
+    """
+    return jnp.sum(jnp.where(jnp.eye(a.shape[-1], dtype=bool), a, 0), axis=-1)
+
+
 def power_of_two(x: jax.Array) -> jax.Array:
     """Return the power of two next above each x > 0, by which division is exact.
 

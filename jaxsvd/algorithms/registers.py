@@ -18,8 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
@@ -35,6 +33,15 @@ MOST = 4
 # Matrices of one program instance and its warps: (64, 2) takes 0.14, 0.25 and 0.53 ms for a million
 # of 2 x 2, 3 x 3 and 4 x 4; (32, 1) 0.14, 0.21, 0.78; (128, 4) 0.18, 0.35, 0.59 (H200, float32).
 BLOCK, WARPS = 64, 2
+
+
+def _pallas() -> tuple[Any, Any]:
+    """Return Pallas and its part for Triton, which not every platform has."""
+    from jax.experimental import pallas
+    from jax.experimental.pallas import triton
+
+    return pallas, triton
+
 
 # One entry of every matrix of a block: arrays (BLOCK,). Columns are sequences of them.
 Lanes = jax.Array
@@ -132,9 +139,10 @@ def _triplets(columns: list[Column], signs: str | None):
 
 
 def _kernel(shape: tuple[int, int, int], signs: bool, a_ref, U_ref, S_ref, Vh_ref):
+    pallas, triton = _pallas()
     count, m, n = shape
     k = min(m, n)
-    inside = pl.program_id(0) * BLOCK + jnp.arange(BLOCK, dtype=jnp.int32) < count
+    inside = pallas.program_id(0) * BLOCK + jnp.arange(BLOCK, dtype=jnp.int32) < count
 
     def entry(i, j):  # of the tall one of A and A^T
         at = i * n + j if m >= n else j * n + i
@@ -153,17 +161,18 @@ def _kernel(shape: tuple[int, int, int], signs: bool, a_ref, U_ref, S_ref, Vh_re
 
 
 def _called(a: jax.Array, signs: bool, interpret: bool) -> list[jax.Array]:
+    pallas, triton = _pallas()
     count, m, n = a.shape
     k = min(m, n)
 
     def block(size):
-        return pl.BlockSpec((BLOCK, size), lambda i: (i, 0))
+        return pallas.BlockSpec((BLOCK, size), lambda i: (i, 0))
 
     sizes = (m * k, k, k * n)
-    U, S, Vh = pl.pallas_call(
+    U, S, Vh = pallas.pallas_call(
         functools.partial(_kernel, a.shape, signs),
         out_shape=[jax.ShapeDtypeStruct((count, size), a.dtype) for size in sizes],
-        grid=(pl.cdiv(count, BLOCK),),
+        grid=(pallas.cdiv(count, BLOCK),),
         in_specs=[block(m * n)],
         out_specs=[block(size) for size in sizes],
         compiler_params=triton.CompilerParams(num_warps=WARPS),
@@ -221,7 +230,7 @@ def _lower_kernel(ctx: Any, a: Any, *, signs: bool) -> Any:
     if devices == 1 or local:
         try:
             return mlir.lower_fun(by_kernel, multiple_results=True)(ctx, a, signs=signs)
-        except (RuntimeError, ValueError, NotImplementedError):
+        except (ImportError, RuntimeError, ValueError, NotImplementedError):
             pass  # from JAX 0.11 on where there is no GPU to write the kernel for
     return _lower_loops(ctx, a, signs=signs)
 

@@ -19,6 +19,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
+from jax.sharding import NamedSharding, PartitionSpec
 
 # (primals, tangents) -> (results, their tangents), all flat; None for the tangent of an integer.
 FlatRule = Callable[[Sequence[Any], Sequence[Any]], tuple[list[Any], list[Any]]]
@@ -134,6 +135,24 @@ def _transpose(cotangents, *arguments, **params):
     return found
 
 
+def _spread_alike(arguments: list[Any], axes: Sequence[int | None]) -> list[Any]:
+    """Return arguments whose mapped axes, the first ones, lie alike on an Explicit mesh.
+
+    A cotangent may lie otherwise than what it belongs to, and `vmap` wants them all alike.
+    """
+    shardings = [jax.typeof(x).sharding for x in arguments]
+    pairs = list(zip(shardings, axes, strict=True))
+    first = next((s.spec[0] for s, i in pairs if i is not None and s.spec and s.spec[0]), None)
+    if first is None:
+        return arguments
+    return [
+        x
+        if i is None or s.spec[0] == first
+        else jax.sharding.reshard(x, NamedSharding(s.mesh, PartitionSpec(first, *s.spec[1:])))
+        for x, (s, i) in zip(arguments, pairs, strict=True)
+    ]
+
+
 def _batch(arguments, axes, *, body, rule, self_adjoint):
     arguments = [
         x if i is None else jnp.moveaxis(x, i, 0) for x, i in zip(arguments, axes, strict=True)
@@ -147,6 +166,7 @@ def _batch(arguments, axes, *, body, rule, self_adjoint):
     axes = [
         0 if i is not None or flag else None for i, flag in zip(axes, self_adjoint, strict=True)
     ]
+    arguments = _spread_alike(arguments, axes)
 
     def batched_rule(primals, tangents):
         of_tangents = [None if t is None else i for t, i in zip(tangents, axes, strict=True)]

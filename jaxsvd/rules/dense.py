@@ -35,7 +35,7 @@ import jax.numpy as jnp
 
 from .. import _tolerances
 from .._types import SVDResult
-from ..algorithms.products import adjoint, adjoint_product, product
+from ..algorithms.products import adjoint, adjoint_product, diagonal, product
 
 
 def herm(P: jax.Array) -> jax.Array:
@@ -110,7 +110,7 @@ def svd_pushforward(
         dU = jnp.concatenate([dU, -product(U1, adjoint_product(dU, U[:, k:]))], axis=1)
     if Vh.shape[0] > k:
         dV = jnp.concatenate([dV, -product(V1, adjoint_product(dV, adjoint(Vh[k:])))], axis=1)
-    return SVDResult(dU, jnp.real(jnp.diagonal(P)), adjoint(dV))
+    return SVDResult(dU, jnp.real(diagonal(P)), adjoint(dV))
 
 
 def svd_pullback(

@@ -42,7 +42,7 @@ from jax import lax
 from .. import _tolerances
 from .._types import CoreEigh, EighResult
 from ..algorithms.lanczos import distances
-from ..algorithms.products import adjoint_product, product
+from ..algorithms.products import adjoint_product, diagonal, product
 from ..operators.base import Operator
 from .conjugate_gradients import solve
 from .dense import guarded_reciprocal, herm
@@ -194,7 +194,7 @@ def truncated_eigh_tangents(
     if w.shape[0] < Q.shape[0]:
         rhs = dAQ - product(Q, P)
         dQ = dQ + outside(A, Q, lambda X: X * w[None, :].astype(X.dtype), rhs, numbers)
-    return EighResult(jnp.real(jnp.diagonal(P)), dQ)
+    return EighResult(jnp.real(diagonal(P)), dQ)
 
 
 def core_eigh_tangents(A: Operator, result: CoreEigh, dAQ: jax.Array, numbers: Numbers) -> CoreEigh:

@@ -24,7 +24,7 @@ from jax import lax
 from .. import _tolerances
 from .._types import EighResult
 from ..algorithms.phase import column_phases
-from ..algorithms.products import adjoint, adjoint_product, product
+from ..algorithms.products import adjoint, adjoint_product, diagonal, product
 from .dense import guarded_reciprocal, herm, skew
 
 
@@ -65,7 +65,7 @@ def eigh_pushforward(
         return jax.tree.map(jnp.zeros_like, result)
     P = herm(adjoint_product(Q, product(dA, Q)))
     D = differences(w, degeneracy_tol).astype(Q.dtype)
-    return EighResult(jnp.real(jnp.diagonal(P)), product(Q, D * P))
+    return EighResult(jnp.real(diagonal(P)), product(Q, D * P))
 
 
 def eigh_pullback(

@@ -35,7 +35,7 @@ from jax import lax
 
 from .. import _tolerances
 from .._types import SVDResult
-from ..algorithms.products import adjoint, adjoint_product, product
+from ..algorithms.products import adjoint, adjoint_product, diagonal, product
 from ..operators.base import Operator
 from ..operators.dense import Dense
 from .conjugate_gradients import solve
@@ -248,7 +248,7 @@ def truncated_tangents(
     symmetric, antisymmetric = D * herm(P), E * skew(P)
     dU = product(U, symmetric + antisymmetric) + X
     dV = product(V, symmetric - antisymmetric) + Y
-    return SVDResult(dU, jnp.real(jnp.diagonal(P)), adjoint(dV))
+    return SVDResult(dU, jnp.real(diagonal(P)), adjoint(dV))
 
 
 def truncated_pullback(
