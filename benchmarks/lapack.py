@@ -218,6 +218,12 @@ FUNCTIONS: dict[str, Callable[[jax.Array], tuple]] = {
     "core_svd": _core,
 }
 
+# What the router takes on accelerators, tried here on CPU.
+OF_ACCELERATORS: dict[str, Callable[[jax.Array], tuple]] = {
+    "svd by polar factors": lambda a: jaxsvd.svd(a, method="polar"),
+    "svd by eigh and Jacobi": lambda a: jaxsvd.svd(a, method="gram"),
+}
+
 
 def modes(function: str, m: int, n: int) -> tuple[str, ...]:
     """Return the ways to call a function on a size.
@@ -227,7 +233,7 @@ def modes(function: str, m: int, n: int) -> tuple[str, ...]:
     """
     if function == "truncated_svd" and min(m, n) == 0:
         return ()
-    if function == "svd by Jacobi" and max(m, n) > 100:
+    if function.endswith("Jacobi") and max(m, n) > 100:
         return ("vmapped",) if m != n else ()
     return ("single", "vmapped")
 
@@ -250,6 +256,7 @@ def cases(
 
     A size compiles once for each mode: all kinds go through the same two programs.
     """
+    call = (FUNCTIONS | OF_ACCELERATORS)[function]
     for m, n in shapes:
         for dtype in dtypes:
             found = specimens(m, n, dtype)
@@ -258,12 +265,10 @@ def cases(
             values = [np.linalg.svd(_wide(s.a), compute_uv=False) for s in found]
             for mode in modes(function, m, n):
                 if mode == "single":
-                    program = jax.jit(FUNCTIONS[function])
+                    program = jax.jit(call)
                     results = [program(a) for a in stack[: len(KINDS)]]
                 else:
-                    together = jax.tree.map(
-                        np.asarray, jax.jit(jax.vmap(FUNCTIONS[function]))(stack)
-                    )
+                    together = jax.tree.map(np.asarray, jax.jit(jax.vmap(call))(stack))
                     leaves, tree = jax.tree.flatten(together)
                     results = [tree.unflatten(one) for one in zip(*leaves, strict=True)]
                 for s, result, reference in zip(found, results, values, strict=False):
@@ -275,6 +280,6 @@ def lapack(quick: bool) -> Iterator[Row]:
     """Yield one row for each function."""
     shapes = ((3, 1), (10, 16), (40, 30)) if quick else SHAPES
     dtypes = (np.float32, np.complex128) if quick else DTYPES
-    for function in FUNCTIONS:
+    for function in FUNCTIONS | OF_ACCELERATORS:
         found = cases(function, shapes, dtypes)
         yield judge(f"LAPACK's own trial, `{function}`", found, BAR)

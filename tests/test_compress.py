@@ -196,7 +196,8 @@ def test_allocate_of_a_large_model():
         found = compress.allocate(spectra, shapes, int(share * total))
         assert set(found.ranks) == set(shapes)
         assert 0.99 * share * total < found.params <= share * total
-        assert found.bound <= found.error <= 1.01 * found.bound
+        # Sums of the same squares in another order, where the bound is reached.
+        assert (1 - 1e-14) * found.bound <= found.error <= 1.01 * found.bound
 
 
 # ------------------------------------------------------------------------------------- budgets

@@ -28,8 +28,12 @@ def batches(A, height: int = 60):
     return [A[i : i + height] for i in range(0, len(A), height)]
 
 
-def sketch(A, k: int = K, **options):
-    state = streaming.init(A.shape[1], k, dtype=A.dtype, **options)
+def sketch(A, k: int = K, key: int = 0, **options):
+    def first(key):
+        return streaming.init(A.shape[1], k, dtype=A.dtype, key=key, **options)
+
+    # The key is static, so each would compile anew; under the name of key 0 they share programs.
+    state = jax.tree.structure(first(0)).unflatten(jax.tree.leaves(first(key)))
     for batch in batches(A):
         state = streaming.update(state, batch)
     return state

@@ -6,11 +6,12 @@ written once, where XLA's own loops pass all of them through memory in every rot
 XLA and 180 ms of cuSOLVER.
 
 The kernel is written in Pallas, for Triton. Where that cannot be (another platform, a program of
-several devices whose partitioner knows nothing of kernels, or one lowered for a GPU on a machine
-that has none), XLA's loops do the same.
+several devices whose partitioner knows nothing of kernels, one lowered for a GPU on a machine that
+has none, or a version of JAX whose Pallas has left Triton behind), XLA's loops do the same.
 """
 
 import functools
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -229,7 +230,9 @@ def _lower_kernel(ctx: Any, a: Any, *, signs: bool) -> Any:
     local = mesh is not None and frozenset(mesh.axis_names) == axes.manual_axes  # in a shard_map
     if devices == 1 or local:
         try:
-            return mlir.lower_fun(by_kernel, multiple_results=True)(ctx, a, signs=signs)
+            with warnings.catch_warnings():  # JAX 0.12: Pallas will leave Triton to others one day
+                warnings.simplefilter("ignore", DeprecationWarning)
+                return mlir.lower_fun(by_kernel, multiple_results=True)(ctx, a, signs=signs)
         except (ImportError, RuntimeError, ValueError, NotImplementedError):
             pass  # from JAX 0.11 on where there is no GPU to write the kernel for
     return _lower_loops(ctx, a, signs=signs)

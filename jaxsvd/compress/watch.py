@@ -186,7 +186,7 @@ class Watch:
         """Run a scan whose body may multiply: a stack of layers, or weights it closes over."""
         given = equation.params
         body, length, reverse = given["jaxpr"], given["length"], given["reverse"]
-        consts, carried = given["num_consts"], given["num_carry"]
+        consts, carried = _constant_and_carried(equation)
         fixed, init, stacked = (
             operands[:consts],
             operands[consts : consts + carried],
@@ -302,6 +302,21 @@ class Watch:
         results = result if equation.primitive.multiple_results else [result]
         views_of = [self.view_of(equation, operands)] + [None] * (len(results) - 1)
         return list(zip(results, views_of, strict=True))
+
+
+def _constant_and_carried(scan: Any) -> tuple[int, int]:
+    """Return how many operands of a scan are constants and how many are carried.
+
+    What is stacked has an axis more outside of the body than in it. The names of the parameters
+    that say so changed in JAX 0.12.
+    """
+    body = scan.params["jaxpr"]
+
+    def plain(outside, inside):
+        return sum(x.aval.ndim == y.ndim for x, y in zip(outside, inside, strict=True))
+
+    carried = plain(scan.outvars, body.out_avals)
+    return plain(scan.invars, body.in_avals) - carried, carried
 
 
 def _unchanged(body: ClosedJaxpr, consts: int, carried: int) -> list[bool]:
