@@ -131,7 +131,8 @@ def _angles(x: jax.Array, y: jax.Array):
     """Return the `rotation` of the pairs x, y (pairs, m, chunk); each (pairs, chunk)."""
     a, b = (jnp.sum(jnp.real(z * jnp.conj(z)), axis=1) for z in (x, y))
     c = jnp.sum(jnp.conj(x) * y, axis=1)
-    return rotation(*lax.optimization_barrier((a, b, c)), x.shape[1])
+    a, b, c = lax.optimization_barrier((a, b, c))
+    return rotation(a, b, c, x.shape[1])
 
 
 def _orthogonalize(columns: jax.Array, rows: int) -> jax.Array:

@@ -171,7 +171,7 @@ def _called(a: jax.Array, signs: bool, interpret: bool) -> list[jax.Array]:
 
     sizes = (m * k, k, k * n)
     U, S, Vh = pallas.pallas_call(
-        functools.partial(_kernel, a.shape, signs),
+        functools.partial(_kernel, (count, m, n), signs),
         out_shape=[jax.ShapeDtypeStruct((count, size), a.dtype) for size in sizes],
         grid=(pallas.cdiv(count, BLOCK),),
         in_specs=[block(m * n)],
