@@ -158,8 +158,7 @@ QUIET_UP_TO = 64
 def quiet(a: jax.Array) -> SVDResult:
     """Return the SVD of small matrices (..., m, n) between large products on CPU, unchecked."""
     small = max(a.shape[-2:]) <= QUIET_UP_TO
-    algorithm = lax.linalg.SvdAlgorithm.QR if small else None
-    return SVDResult(*lax.linalg.svd(a, full_matrices=False, algorithm=algorithm))
+    return _solved(a, algorithm=lax.linalg.SvdAlgorithm.QR if small else None)
 
 
 def lapack_values(a: jax.Array) -> jax.Array:

@@ -93,7 +93,7 @@ def _factor(G: jax.Array, shifted: jax.Array, m: int) -> jax.Array:
         L, number = state
         return jnp.isnan(L[-1, -1]) & (number < len(shifts))
 
-    # A loop, not a branch: a `vmap` would run both factorizations at once (see `dense.inner`).
+    # A loop, not a branch: a `vmap` would run both factorizations at once (see `router`).
     state = jnp.full_like(G, jnp.nan), jnp.zeros((), jnp.int32)
     return lax.while_loop(failed, attempt, alike(state, G))[0]
 
