@@ -25,7 +25,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from .. import _tolerances
 from .._types import SVDResult
 from .phase import phases_of_pairs
-from .products import alike, power_of_two
+from .products import alike, magnitude
 
 # Bytes of columns rotated at once, and matrices at least and at most: 128 to 512 matrices of 3 x 3
 # or 4 x 4 and 64 to 96 of 8 x 8 are equally fast; 32 cost a third more (calls of small loops), 128
@@ -89,7 +89,7 @@ def least_norm(dtype) -> float:
     return float(jnp.finfo(dtype).tiny / jnp.finfo(dtype).eps) ** 0.5
 
 
-def rotation(a: jax.Array, b: jax.Array, c: jax.Array, rows: int):
+def rotation(a: jax.Array, b: jax.Array, c: jax.Array, rows: int, *, refine: bool):
     """Return the rotations that make pairs of columns x, y orthogonal, from their products.
 
     The tangent t of the angle is the smaller root of t^2 + t (b - a)/|c| = 1.
@@ -99,43 +99,49 @@ def rotation(a: jax.Array, b: jax.Array, c: jax.Array, rows: int):
         b: |y|^2.
         c: x^H y.
         rows: entries of a column.
+        refine: whether the platform's reciprocal root, that of a GPU, needs a step of Newton.
 
     Returns:
-        cos, sin (with the phase of conj(c)), the cosine |c|/sqrt(a b) between the columns before,
-        and |t|; shaped as a.
+        cos, sin (with the phase of conj(c)), the square |c|^2/(a b) of the cosine between the
+        columns before, and |t|; shaped as a.
     """
     size = jnp.abs(c)
     counted = jnp.minimum(a, b) > least_norm(a.dtype) ** 2
-    cosine = jnp.where(counted, size * lax.rsqrt(a) * lax.rsqrt(b), 0)
+    # A square, in two divisions: the cosine takes two roots more, a tenth of the whole (4 x 4).
+    square = jnp.where(counted, (size / a) * (size / b), 0)
     # What is orthogonal to rounding stays: of columns of equal norms it would turn by any angle, in
     # every sweep, and the roundings of a thousand rotations are no rounding any more.
-    enough = rows**0.5 * _tolerances.eps(a.dtype)
-    rotated = jnp.where(counted, cosine > enough, size > 0)
-    cosine = jnp.where(rotated, cosine, 0)
-    divisor = jnp.where(rotated, size, 1)
+    enough = rows * _tolerances.eps(a.dtype) ** 2
+    rotated = jnp.where(counted, square > enough, size > 0)
+    square = jnp.where(rotated, square, 0)
+    signed = size if jnp.iscomplexobj(c) else c
+    divisor = jnp.where(rotated, signed, 1)
     zeta = (b - a) / (2 * divisor)
     steep = jnp.abs(zeta)  # up to 1/tiny, whose square is out of range
     bounded = jnp.minimum(steep, 1 / _tolerances.eps(a.dtype))
     t = 1 / (steep + jnp.maximum(steep, jnp.sqrt(1 + bounded * bounded)))
     t = jnp.where(rotated, jnp.where(zeta < 0, -t, t), 0)
-    # One step of Newton: a GPU's own root errs to one side, and a few hundred rotations later V is
-    # off by 93 eps (32 x 32, H200; with the step by 34).
-    square = 1 + t * t
-    cos = lax.rsqrt(square)
-    cos = cos + 0.5 * cos * (1 - square * cos * cos)
-    sin = (cos * t / divisor).astype(c.dtype) * jnp.conj(c)
-    return cos.astype(c.dtype), sin, cosine, jnp.abs(t)
+    secant = 1 + t * t
+    cos = lax.rsqrt(secant)
+    if refine:
+        # It errs to one side, and a few hundred rotations later V is off by 93 eps (32 x 32, H200;
+        # so by 34). On CPU the step takes an eighth of the whole, and adds roundings.
+        cos = cos + 0.5 * cos * (1 - secant * cos * cos)
+    sin = cos * t
+    if jnp.iscomplexobj(c):
+        sin = (sin / divisor).astype(c.dtype) * jnp.conj(c)
+    return cos.astype(c.dtype), sin, square, jnp.abs(t)
 
 
-def _angles(x: jax.Array, y: jax.Array):
+def _angles(x: jax.Array, y: jax.Array, refine: bool):
     """Return the `rotation` of the pairs x, y (pairs, m, chunk); each (pairs, chunk)."""
     a, b = (jnp.sum(jnp.real(z * jnp.conj(z)), axis=1) for z in (x, y))
     c = jnp.sum(jnp.conj(x) * y, axis=1)
     a, b, c = lax.optimization_barrier((a, b, c))
-    return rotation(a, b, c, x.shape[1])
+    return rotation(a, b, c, x.shape[1], refine=refine)
 
 
-def _orthogonalize(columns: jax.Array, rows: int) -> jax.Array:
+def _orthogonalize(columns: jax.Array, rows: int, refine: bool) -> jax.Array:
     """Rotate (n, rows of A and V, chunk) until the columns of A are orthogonal to rounding."""
     n = columns.shape[0]
     real = jnp.finfo(columns.dtype).dtype
@@ -144,22 +150,24 @@ def _orthogonalize(columns: jax.Array, rows: int) -> jax.Array:
         return columns
 
     def round_(_, carry):
-        c, cosine, tangent = carry
+        c, square, tangent = carry
         x, y = c.left, c.right
-        cos, sin, cosines, tangents = lax.optimization_barrier(_angles(x[:, :rows], y[:, :rows]))
+        angles = _angles(x[:, :rows], y[:, :rows], refine)
+        cos, sin, squares, tangents = lax.optimization_barrier(angles)
         cos, sin = cos[:, None], sin[:, None]
         x, y = cos * x - sin * y, jnp.conj(sin) * x + cos * y
         # fmax ignores NaN, so that a matrix with NaN does not end the rotations of the others.
-        cosine = jnp.fmax(cosine, jnp.max(cosines, axis=0))
+        square = jnp.fmax(square, jnp.max(squares, axis=0))
         tangent = jnp.fmax(tangent, jnp.max(tangents, axis=0))
-        return _move(Columns(x, y, c.out)), cosine, tangent
+        return _move(Columns(x, y, c.out)), square, tangent
 
     def sweep(carry):
         c, _, number = carry
         nothing = jnp.zeros(columns.shape[2:], real)
-        c, cosine, tangent = lax.fori_loop(
+        c, square, tangent = lax.fori_loop(
             0, n - 1 + n % 2, round_, (c, nothing, nothing), unroll=UNROLL
         )
+        cosine = jnp.sqrt(square)
         # A rotation undoes the others by at most cosine * tangent in the longer column of a pair,
         # and in the shorter one, from which it takes its part along the longer, by cosine^2: with
         # columns of very different norms the angle alone tells nothing.
@@ -222,24 +230,31 @@ def complete(U: jax.Array, given: jax.Array) -> jax.Array:
 
 
 def _size(a: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return a (n, m, chunk) divided by a power of two for each matrix, and the powers (chunk,)."""
-    largest = jnp.max(jnp.maximum(jnp.abs(jnp.real(a)), jnp.abs(jnp.imag(a))), axis=(0, 1))
-    scale = power_of_two(largest)
-    # Not finite: NaN everywhere. XLA's maximum over a batch on CPU loses a NaN.
-    scale = jnp.where(jnp.all(jnp.isfinite(a), axis=(0, 1)), scale, jnp.nan)
-    return a / scale[None, None].astype(a.dtype), scale
+    """Return a (n, m, chunk) divided by a power of two for each matrix, and the powers (chunk,).
+
+    Where a matrix is not finite its power is NaN, and so are all of its entries.
+    """
+    scale = magnitude(a, (0, 1))
+    return a / scale.astype(a.dtype), scale[0, 0]
 
 
 def _norms(columns: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.sum(jnp.real(columns * jnp.conj(columns)), axis=1))
 
 
-def _triplets(full_matrices: bool, signs: str | None, a: jax.Array, V: jax.Array | None = None):
+def _triplets(
+    full_matrices: bool,
+    signs: str | None,
+    refine: bool,
+    a: jax.Array,
+    V: jax.Array | None = None,
+):
     """Return U^T (columns, m, chunk), S (n, chunk), V^T (n, n, chunk) of a, (n, m, chunk), m >= n.
 
     Args:
         full_matrices: whether U has m columns.
         signs: "U" or "V", whose leading entries become positive; None leaves signs as they are.
+        refine: see `rotation`.
         a: columns of the matrices.
         V: the right vectors so far where a is a matrix times them, (n, n, chunk).
     """
@@ -247,7 +262,7 @@ def _triplets(full_matrices: bool, signs: str | None, a: jax.Array, V: jax.Array
     columns, scale = _size(a)
     if V is None:
         V = jnp.broadcast_to(jnp.eye(n, dtype=a.dtype)[..., None], (n, n, size))
-    columns = _orthogonalize(jnp.concatenate([columns, V], axis=1), m)
+    columns = _orthogonalize(jnp.concatenate([columns, V], axis=1), m, refine)
     columns, S = _sort(columns, _norms(columns[:, :m]))
     given = S > least_norm(S.dtype)
     U = columns[:, :m] / jnp.where(given, S, 1).astype(a.dtype)[:, None]
@@ -265,9 +280,9 @@ def _triplets(full_matrices: bool, signs: str | None, a: jax.Array, V: jax.Array
     return U * sign_U[:, None], S * scale[None], V * sign_V[:, None]
 
 
-def _values(a: jax.Array) -> tuple[jax.Array]:
+def _values(refine: bool, a: jax.Array) -> tuple[jax.Array]:
     columns, scale = _size(a)
-    S = _norms(_orthogonalize(columns, a.shape[1]))
+    S = _norms(_orthogonalize(columns, a.shape[1], refine))
     return (-jnp.sort(-S, axis=0) * scale[None],)
 
 
@@ -357,7 +372,7 @@ def jacobi(
     m, n = a.shape[-2:]
     arrays = (a.mT if m < n else a,) if V is None else (a, V)  # no adjoint: nothing to conjugate
     leading = None if not signs else "V" if m < n else "U"
-    function = functools.partial(_triplets, full_matrices, leading)
+    function = functools.partial(_triplets, full_matrices, leading, not chunked)
     U, S, V = _over_chunks(function, *arrays, chunked=chunked)
     if m < n:
         return SVDResult(jnp.conj(V).mT, S, U)
@@ -367,4 +382,4 @@ def jacobi(
 def jacobi_values(a: jax.Array, *, chunked: bool = True) -> jax.Array:
     """Return the singular values of (..., m, n) alone."""
     a = a.mT if a.shape[-2] < a.shape[-1] else a
-    return _over_chunks(_values, a, chunked=chunked)[0]
+    return _over_chunks(functools.partial(_values, not chunked), a, chunked=chunked)[0]

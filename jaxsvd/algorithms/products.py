@@ -1,5 +1,6 @@
 """Every large matrix product of the library: precision is decided here and nowhere else."""
 
+import functools
 from typing import Any
 
 import jax
@@ -37,6 +38,29 @@ def power_of_two(x: jax.Array) -> jax.Array:
     infinity = np.array(np.inf, x.dtype)  # its bits are those of all exponents
     mask = infinity.view(f"u{x.dtype.itemsize}")
     return 2 * lax.bitcast_convert_type(lax.bitcast_convert_type(x, mask.dtype) & mask, x.dtype)
+
+
+def magnitude(a: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Return the `power_of_two` of the largest magnitude over axes, which stay with length one.
+
+    Zeros have magnitude 1; what holds NaN or Inf has NaN.
+
+    Of the bits of the magnitudes, which are ordered as these are: the maximum of floats over a
+    batch loses a NaN on CPU, and with a second look for one takes 5 times as long (0.5 ms instead
+    of 0.1, 100,000 of 3 x 3). One axis at a time behind a barrier: together they take twice as
+    long, and 3 times for 48 x 48.
+    """
+    infinity = np.array(np.inf, jnp.finfo(a.dtype).dtype)
+    unsigned = np.dtype(f"u{infinity.dtype.itemsize}")
+    sign = np.array(-0.0, infinity.dtype).view(unsigned)
+    parts = (a.real, a.imag) if jnp.iscomplexobj(a) else (a,)
+    bits = [lax.bitcast_convert_type(x, unsigned) & ~sign for x in parts]
+    largest = functools.reduce(jnp.maximum, bits)
+    for axis in axes:
+        largest = lax.optimization_barrier(jnp.max(largest, axis=axis, keepdims=True, initial=0))
+    finite = largest < infinity.view(unsigned)
+    scale = power_of_two(lax.bitcast_convert_type(largest, infinity.dtype))
+    return jnp.where(largest == 0, 1, jnp.where(finite, scale, jnp.nan))
 
 
 def _varying(x: Any) -> frozenset[str]:

@@ -64,15 +64,16 @@ def _dot(x: Column, y: Column) -> Lanes:
 def _sweep(columns: list[Column], rows: int) -> tuple[list[Column], Lanes]:
     """Rotate every pair of columns once; return what is left over, as in `jacobi`."""
     columns, n = list(columns), len(columns)
-    cosine = tangent = jnp.zeros_like(columns[0][0])
+    square = tangent = jnp.zeros_like(columns[0][0])
     for p in range(n - 1):
         for q in range(p + 1, n):
             x, y = columns[p], columns[q]
             a, b, c = (_dot(u[:rows], v[:rows]) for u, v in ((x, x), (y, y), (x, y)))
-            cos, sin, between, turned = rotation(a, b, c, rows)
+            cos, sin, between, turned = rotation(a, b, c, rows, refine=True)
             columns[p] = [cos * u - sin * v for u, v in zip(x, y, strict=True)]
             columns[q] = [sin * u + cos * v for u, v in zip(x, y, strict=True)]
-            cosine, tangent = jnp.maximum(cosine, between), jnp.maximum(tangent, turned)
+            square, tangent = jnp.maximum(square, between), jnp.maximum(tangent, turned)
+    cosine = jnp.sqrt(square)
     return columns, jnp.max(n * cosine * jnp.maximum(tangent, cosine))
 
 

@@ -12,7 +12,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..algorithms.products import power_of_two
+from ..algorithms.products import magnitude, power_of_two
+
+# Entries of a matrix up to which its size is read from the bits of its entries: a fifth of the time
+# for 100,000 of 3 x 3 and half of it for 4,000 of 8 x 8, but 3 times as long at 4096 x 4096.
+SMALL = 1 << 16
 
 
 def over_leading_axes(function: Callable[[jax.Array], Any], a: jax.Array) -> Any:
@@ -42,6 +46,8 @@ def power_of_two_scale(a: jax.Array) -> jax.Array:
     is exact. Zero matrices get 1; a matrix with NaN or Inf gets NaN, so that it comes out as NaN.
     """
     a = lax.stop_gradient(a)
+    if a.size <= SMALL:
+        return magnitude(a, tuple(range(a.ndim))).reshape(())
     largest = jnp.max(jnp.abs(a), initial=0)
     if jnp.iscomplexobj(a):  # |x + iy| may overflow where x and y do not
         largest = jnp.max(jnp.maximum(jnp.abs(a.real), jnp.abs(a.imag)), initial=0)
