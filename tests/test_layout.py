@@ -63,6 +63,7 @@ INSIDE = {
         "phase",
         "dense",
         "refinement",
+        "chunks",
         "jacobi",
         "registers",
         "polar",

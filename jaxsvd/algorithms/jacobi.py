@@ -14,31 +14,25 @@ and 8.5.5 (round robin); Demmel and Veselic (1992), SIAM J. Matrix Anal. Appl. 1
 """
 
 import functools
-import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import NamedSharding, PartitionSpec
 
 from .. import _tolerances
 from .._types import SVDResult
+from .chunks import over_chunks
 from .phase import phases_of_pairs
-from .products import alike, magnitude
-
-# Bytes of columns rotated at once, and matrices at least and at most: 128 to 512 matrices of 3 x 3
-# or 4 x 4 and 64 to 96 of 8 x 8 are equally fast; 32 cost a third more (calls of small loops), 128
-# of 8 x 8 half more (cache), 2048 of 3 x 3 five times (XLA splits small loops over the threads).
-CHUNK_BYTES = 1 << 15
-CHUNK = (64, 256)
-
-# Parts of a batch that take part in each chunk: a multiple of the usual numbers of devices.
-SPREAD = 64
+from .products import magnitude
 
 # Rounds in one body of the loop: each body copies the columns once. 3 to 7 are equally fast, 1 is a
 # third slower.
 UNROLL = 7
+
+# Entries that XLA on CPU sums up itself; with more it calls a library, which takes longer to call
+# than to add: 2,000 of 12 x 12 in parts 8.2 ms, else 14.6; 1,000 of 16 x 16 10 ms, else 16.
+SUM = (1 << 12) - 1
 
 # Ordinary matrices of up to 16 columns take 4 to 8 sweeps, 32 rows graded over 30 to 300 decades 25
 # to 31, and 200 x 120 with values from 1 to eps more than that.
@@ -133,15 +127,25 @@ def rotation(a: jax.Array, b: jax.Array, c: jax.Array, rows: int, *, refine: boo
     return cos.astype(c.dtype), sin, square, jnp.abs(t)
 
 
-def _angles(x: jax.Array, y: jax.Array, refine: bool):
+def _sum(products: jax.Array, chunked: bool) -> jax.Array:
+    """Return the sums of (pairs, m, chunk) over m."""
+    m = products.shape[1]
+    parts = -(-products.size // SUM)
+    if not chunked or parts > 4:
+        return jnp.sum(products, axis=1)
+    rows = -(-m // parts)
+    return sum(jnp.sum(products[:, i : i + rows], axis=1) for i in range(0, m, rows))
+
+
+def _angles(x: jax.Array, y: jax.Array, chunked: bool):
     """Return the `rotation` of the pairs x, y (pairs, m, chunk); each (pairs, chunk)."""
-    a, b = (jnp.sum(jnp.real(z * jnp.conj(z)), axis=1) for z in (x, y))
-    c = jnp.sum(jnp.conj(x) * y, axis=1)
+    a, b = (_sum(jnp.real(z * jnp.conj(z)), chunked) for z in (x, y))
+    c = _sum(jnp.conj(x) * y, chunked)
     a, b, c = lax.optimization_barrier((a, b, c))
-    return rotation(a, b, c, x.shape[1], refine=refine)
+    return rotation(a, b, c, x.shape[1], refine=not chunked)
 
 
-def _orthogonalize(columns: jax.Array, rows: int, refine: bool) -> jax.Array:
+def _orthogonalize(columns: jax.Array, rows: int, chunked: bool) -> jax.Array:
     """Rotate (n, rows of A and V, chunk) until the columns of A are orthogonal to rounding."""
     n = columns.shape[0]
     real = jnp.finfo(columns.dtype).dtype
@@ -152,7 +156,7 @@ def _orthogonalize(columns: jax.Array, rows: int, refine: bool) -> jax.Array:
     def round_(_, carry):
         c, square, tangent = carry
         x, y = c.left, c.right
-        angles = _angles(x[:, :rows], y[:, :rows], refine)
+        angles = _angles(x[:, :rows], y[:, :rows], chunked)
         cos, sin, squares, tangents = lax.optimization_barrier(angles)
         cos, sin = cos[:, None], sin[:, None]
         x, y = cos * x - sin * y, jnp.conj(sin) * x + cos * y
@@ -245,7 +249,7 @@ def _norms(columns: jax.Array) -> jax.Array:
 def _triplets(
     full_matrices: bool,
     signs: str | None,
-    refine: bool,
+    chunked: bool,
     a: jax.Array,
     V: jax.Array | None = None,
 ):
@@ -254,7 +258,7 @@ def _triplets(
     Args:
         full_matrices: whether U has m columns.
         signs: "U" or "V", whose leading entries become positive; None leaves signs as they are.
-        refine: see `rotation`.
+        chunked: see `jacobi`.
         a: columns of the matrices.
         V: the right vectors so far where a is a matrix times them, (n, n, chunk).
     """
@@ -262,7 +266,7 @@ def _triplets(
     columns, scale = _size(a)
     if V is None:
         V = jnp.broadcast_to(jnp.eye(n, dtype=a.dtype)[..., None], (n, n, size))
-    columns = _orthogonalize(jnp.concatenate([columns, V], axis=1), m, refine)
+    columns = _orthogonalize(jnp.concatenate([columns, V], axis=1), m, chunked)
     columns, S = _sort(columns, _norms(columns[:, :m]))
     given = S > least_norm(S.dtype)
     U = columns[:, :m] / jnp.where(given, S, 1).astype(a.dtype)[:, None]
@@ -280,75 +284,10 @@ def _triplets(
     return U * sign_U[:, None], S * scale[None], V * sign_V[:, None]
 
 
-def _values(refine: bool, a: jax.Array) -> tuple[jax.Array]:
+def _values(chunked: bool, a: jax.Array) -> tuple[jax.Array]:
     columns, scale = _size(a)
-    S = _norms(_orthogonalize(columns, a.shape[1], refine))
+    S = _norms(_orthogonalize(columns, a.shape[1], chunked))
     return (-jnp.sort(-S, axis=0) * scale[None],)
-
-
-def _over_chunks(function, *arrays: jax.Array, chunked: bool) -> tuple[jax.Array, ...]:
-    """Apply a function of batch-minor arrays (columns, rows, chunk) to stacks (..., rows, columns).
-
-    The results (..., chunk) come back as (batch, ...).
-
-    A batch spread over devices must stay where it is, and whether it is spread cannot be seen here:
-    so each chunk takes a few matrices from each of up to SPREAD equal parts of the batch.
-    """
-    batch = arrays[0].shape[:-2]
-    count = math.prod(batch)
-    flat = [a.reshape(count, *a.shape[-2:]) for a in arrays]
-
-    def one(arrays):
-        results = function(*(a.transpose(2, 1, 0) for a in arrays))
-        return tuple(jnp.moveaxis(x, -1, 0) for x in results)
-
-    bytes_each = sum(math.prod(a.shape[1:]) * a.dtype.itemsize for a in flat)
-    most = max(CHUNK[0], min(CHUNK[1], CHUNK_BYTES // (2 * bytes_each)))
-    chunks = max(1, -(-count // most)) if chunked else 1
-    if chunks == 1:
-        padding = -count % 16 if chunked else 0  # whole vector registers
-        if padding:
-            flat = [jnp.pad(a, ((0, padding), (0, 0), (0, 0))) for a in flat]
-        results = lax.map(one, [a[None] for a in flat])
-        results = (x[0, :count] for x in results)
-        return tuple(x.reshape(*batch, *x.shape[1:]) for x in results)
-
-    parts = math.gcd(count, SPREAD)
-    unit = 16 // math.gcd(16, parts)
-    length = count // parts
-    chunks = -(-length // (unit * max(1, most // (unit * parts))))
-    share = unit * -(-length // (unit * chunks))  # of one part in one chunk
-    padding = chunks * share - length
-    flat = [
-        jnp.pad(a.reshape(parts, -1, *a.shape[1:]), ((0, 0), (0, padding), (0, 0), (0, 0)))
-        for a in flat
-    ]
-
-    def chunk(i):
-        taken = (lax.dynamic_slice_in_dim(a, i * share, share, axis=1) for a in flat)
-        results = one([a.reshape(parts * share, *a.shape[2:]) for a in taken])
-        return tuple(x.reshape(parts, share, *x.shape[1:]) for x in results)
-
-    def put(i, results):
-        return tuple(
-            lax.dynamic_update_slice_in_dim(whole, x, i * share, axis=1)
-            for whole, x in zip(results, chunk(i), strict=True)
-        )
-
-    results = tuple(_blank(x, chunks * share, flat[0]) for x in jax.eval_shape(chunk, 0))
-    results = lax.fori_loop(0, chunks, put, results)
-    results = (x[:, :length].reshape(count, *x.shape[2:]) for x in results)
-    return tuple(x.reshape(*batch, *x.shape[1:]) for x in results)
-
-
-def _blank(x: jax.ShapeDtypeStruct, length: int, like: jax.Array) -> jax.Array:
-    """Return zeros (parts, length, ...) whose first axis lies on a mesh as that of ``like``."""
-    zeros = jnp.zeros((x.shape[0], length, *x.shape[2:]), x.dtype)
-    sharding = jax.typeof(like).sharding
-    if any(sharding.spec):  # Explicit
-        first = PartitionSpec(sharding.spec[0])
-        zeros = jax.sharding.reshard(zeros, NamedSharding(sharding.mesh, first))
-    return alike(zeros, like)
 
 
 def jacobi(
@@ -372,8 +311,8 @@ def jacobi(
     m, n = a.shape[-2:]
     arrays = (a.mT if m < n else a,) if V is None else (a, V)  # no adjoint: nothing to conjugate
     leading = None if not signs else "V" if m < n else "U"
-    function = functools.partial(_triplets, full_matrices, leading, not chunked)
-    U, S, V = _over_chunks(function, *arrays, chunked=chunked)
+    function = functools.partial(_triplets, full_matrices, leading, chunked)
+    U, S, V = over_chunks(function, *arrays, chunked=chunked)
     if m < n:
         return SVDResult(jnp.conj(V).mT, S, U)
     return SVDResult(U.mT, S, jnp.conj(V))
@@ -382,4 +321,4 @@ def jacobi(
 def jacobi_values(a: jax.Array, *, chunked: bool = True) -> jax.Array:
     """Return the singular values of (..., m, n) alone."""
     a = a.mT if a.shape[-2] < a.shape[-1] else a
-    return _over_chunks(functools.partial(_values, not chunked), a, chunked=chunked)[0]
+    return over_chunks(functools.partial(_values, chunked), a, chunked=chunked)[0]

@@ -22,17 +22,18 @@ def leading_phases(vectors: jax.Array, axis: int) -> jax.Array:
     The leading entry is the first of those within sqrt(eps) of the vector's largest.
     """
     magnitude = jnp.abs(lax.stop_gradient(vectors))
-    largest = jnp.max(magnitude, axis=axis, keepdims=True)
+    enough = jnp.max((1 - phase_tol(vectors.dtype)) * magnitude, axis=axis, keepdims=True)
     # Minimum and sum, not argmax and gather: these run over a batch of small matrices in a third of
     # the time on CPU, and keep a sharded axis where it is.
     place = lax.broadcasted_iota(jnp.int32, vectors.shape, axis % vectors.ndim)
-    candidate = magnitude >= (1 - phase_tol(vectors.dtype)) * largest
     last = vectors.shape[axis]
     if not jnp.iscomplexobj(vectors):
-        # The place and, as its last bit, the sign, in one pass over the memory.
-        negative = (vectors < 0).astype(place.dtype)
-        leading = jnp.min(jnp.where(candidate, 2 * place + negative, 2 * last), axis=axis)
+        # The place and, as its last bit, the sign, in one pass over the memory. So few operations
+        # that XLA does not spread 4,000 entries over threads, 8 % of the time of 8 x 8 by Jacobi.
+        negative = jnp.where(vectors <= -enough, 2 * place + 1, 2 * last)
+        leading = jnp.min(jnp.where(vectors >= enough, 2 * place, negative), axis=axis)
         return (1 - 2 * (leading % 2)).astype(vectors.dtype)
+    candidate = magnitude >= enough
     leading = jnp.min(jnp.where(candidate, place, last), axis=axis, keepdims=True)
     entry = jnp.sum(jnp.where(place == leading, vectors, 0), axis=axis)
     zero = entry == 0  # in no vector of norm one, but in the columns of zeros that pad a result
