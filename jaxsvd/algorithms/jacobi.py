@@ -97,7 +97,7 @@ def rotation(a: jax.Array, b: jax.Array, c: jax.Array, rows: int, *, refine: boo
 
     Returns:
         cos, sin (with the phase of conj(c)), the square |c|^2/(a b) of the cosine between the
-        columns before, and |t|; shaped as a.
+        columns before (0 where they stay), and |t|; shaped as a.
     """
     size = jnp.abs(c)
     counted = jnp.minimum(a, b) > least_norm(a.dtype) ** 2
@@ -107,9 +107,8 @@ def rotation(a: jax.Array, b: jax.Array, c: jax.Array, rows: int, *, refine: boo
     # every sweep, and the roundings of a thousand rotations are no rounding any more.
     enough = rows * _tolerances.eps(a.dtype) ** 2
     rotated = jnp.where(counted, square > enough, size > 0)
-    square = jnp.where(rotated, square, 0)
     signed = size if jnp.iscomplexobj(c) else c
-    divisor = jnp.where(rotated, signed, 1)
+    divisor = jnp.where(size > 0, signed, 1)
     zeta = (b - a) / (2 * divisor)
     steep = jnp.abs(zeta)  # up to 1/tiny, whose square is out of range
     bounded = jnp.minimum(steep, 1 / _tolerances.eps(a.dtype))
@@ -124,7 +123,7 @@ def rotation(a: jax.Array, b: jax.Array, c: jax.Array, rows: int, *, refine: boo
     sin = cos * t
     if jnp.iscomplexobj(c):
         sin = (sin / divisor).astype(c.dtype) * jnp.conj(c)
-    return cos.astype(c.dtype), sin, square, jnp.abs(t)
+    return cos.astype(c.dtype), sin, jnp.where(t == 0, 0, square), jnp.abs(t)
 
 
 def _sum(products: jax.Array, chunked: bool) -> jax.Array:
@@ -134,7 +133,8 @@ def _sum(products: jax.Array, chunked: bool) -> jax.Array:
     if not chunked or parts > 4:
         return jnp.sum(products, axis=1)
     rows = -(-m // parts)
-    return sum(jnp.sum(products[:, i : i + rows], axis=1) for i in range(0, m, rows))
+    sums = (jnp.sum(products[:, i : i + rows], axis=1) for i in range(0, m, rows))
+    return functools.reduce(jnp.add, sums)
 
 
 def _angles(x: jax.Array, y: jax.Array, chunked: bool):
