@@ -94,7 +94,7 @@ def run(quick: bool) -> Report:
     reports = [batch(count // part, *rest, repeats) for count, *rest in BATCHES]
     for m, n in FULL:
         if not quick or m * n <= 512 * 2048:
-            reports.append(full(m, n, repeats if min(m, n) <= 512 else 3))
+            reports.append(full(m, n, repeats if min(m, n) <= 512 else 7))
     return Report(
         [row for report in reports for row in report.rows],
         [claim for report in reports for claim in report.claims],
