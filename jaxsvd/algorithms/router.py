@@ -69,7 +69,7 @@ def _batch(shape: Shape) -> int:
 # Size up to which Jacobi wins, and the number of matrices from which it does. The size of thin
 # factors is the shorter side, or half of the longer one: of LAPACK's time it takes 0.4 at 16 x 4,
 # and at 16 x 16 0.5 to 0.9 in single precision, as much as LAPACK or more in all others.
-JACOBI_FROM = {2: 48, 3: 24, 4: 24, 6: 16, 8: 16, 10: 24, 12: 16, 16: 32}
+JACOBI_FROM = {2: 48, 3: 24, 4: 16, 6: 16, 8: 16, 10: 24, 12: 16, 16: 32}
 SINGLE_FROM = 12
 
 
