@@ -1,5 +1,6 @@
 """The singular value decomposition in JAX, with derivatives that are right everywhere."""
 
+from . import _openblas as _openblas
 from . import compress as compress
 from . import foreign as foreign
 from . import layers as layers

@@ -17,6 +17,7 @@ PACKAGE = ROOT / "jaxsvd"
 
 ORDER = [
     "_types",
+    "_openblas",
     "_tolerances",
     "_checks",
     "_differences",
