@@ -148,10 +148,11 @@ def lapack(a: jax.Array, full_matrices: bool, signs: bool = False) -> SVDResult:
     return checked(a, solve(a), by_qr)
 
 
-# OpenBLAS, behind LAPACK on CPU, keeps its threads spinning for some 20 ms after a call that used
-# several, and the products that follow run at half speed: 6 ms become 11 (4096 x 4096 times 64, 2
-# cores). Up to 64 x 64 the QR algorithm calls nothing that uses several and is as fast as divide
-# and conquer, 0.9 ms; at 96 x 96 it is twice as slow, and spins as well.
+# OpenBLAS, behind LAPACK on CPU, keeps its threads spinning after a call that used several (20 ms
+# where SciPy was loaded before this library, see `jaxsvd._openblas`), and the products that follow
+# run at half speed: 6 ms become 11 (4096 x 4096 times 64, 2 cores). Up to 64 x 64 the QR algorithm
+# calls nothing that uses several and is as fast as divide and conquer, 0.9 ms; at 96 x 96 it is
+# twice as slow, and spins as well.
 QUIET_UP_TO = 64
 
 

@@ -85,7 +85,7 @@ class State(NamedTuple):
 
 # Blocks from the first look at the small SVD to the second; from there on as many as the decay of
 # the residuals foretells, and not more than twice these. A look costs as much as two blocks of a
-# 4096 x 4096 and, on CPU, 15 ms more: the threads of OpenBLAS go on spinning on half of two cores.
+# 4096 x 4096, and on CPU 15 ms more where OpenBLAS's threads go on spinning (`jaxsvd._openblas`).
 LOOK_EVERY = 4
 
 

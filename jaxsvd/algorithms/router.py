@@ -68,9 +68,10 @@ def _batch(shape: Shape) -> int:
 # `python -m benchmarks.router` measures the crossings; benchmarks/results holds what it found.
 # Size up to which Jacobi wins, and the number of matrices from which it does. The size of thin
 # factors is the shorter side, or half of the longer one: of LAPACK's time it takes 0.4 at 16 x 4,
-# and at 16 x 16 0.5 to 0.9 in single precision, as much as LAPACK or more in all others.
+# and at 16 x 16 0.5 to 0.9 in real single precision, as much as LAPACK or more in all others, which
+# is why those stay with LAPACK beyond a size.
 JACOBI_FROM = {2: 48, 3: 24, 4: 16, 6: 16, 8: 16, 10: 24, 12: 16, 16: 32}
-SINGLE_FROM = 12
+JACOBI_OF_ANY_DTYPE = 12
 
 
 def _small_batch(shape: Shape, request: Request) -> bool:
@@ -78,7 +79,7 @@ def _small_batch(shape: Shape, request: Request) -> bool:
     size = m if request.full_matrices else max(n, (m + 1) // 2)
     least = next((least for most, least in JACOBI_FROM.items() if size <= most and m <= 16), None)
     single = request.dtype == np.float32
-    return least is not None and _batch(shape) >= least and (size <= SINGLE_FROM or single)
+    return least is not None and _batch(shape) >= least and (size <= JACOBI_OF_ANY_DTYPE or single)
 
 
 # On GPU (H200), where cuSOLVER has a kernel for a batch up to 32 x 32 and takes larger ones one by
