@@ -4,6 +4,7 @@ Environment:
     JAXSVD_X64=0      x64 off; of the tests only those marked x32 run.
     JAXSVD_OPTIMIZE=1 programs compiled as users have them; a third slower in all.
     JAXSVD_CACHE_DIR  a folder for compiled programs, kept from one run to the next.
+    JAXSVD_BRANCH     a platform, "cuda" or "tpu", whose algorithms run here in place of this one's.
 """
 
 import contextlib
@@ -40,6 +41,19 @@ if _cache := os.environ.get("JAXSVD_CACHE_DIR"):
     jax.config.update("jax_compilation_cache_dir", _cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+# The algorithms of a GPU are the library's own but for LAPACK, which stands in for cuSOLVER.
+if _branch := os.environ.get("JAXSVD_BRANCH"):
+
+    def _of_that_platform(*args, default=None, **branches):
+        return branches.get(_branch, default)(*args)
+
+    jax.lax.platform_dependent = _of_that_platform
+
+# On accelerators a product keeps three digits unless it asks for more. Those of the library do, by
+# themselves (tests/test_precision.py reads the programs); those of the tests, a hundred, do here.
+if jax.default_backend() != "cpu":
+    jax.config.update("jax_default_matmul_precision", "highest")
 
 # An example may compile, so it has no deadline; the same examples come in every run.
 hypothesis.settings.register_profile("jaxsvd", deadline=None, derandomize=True)

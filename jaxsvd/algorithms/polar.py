@@ -16,6 +16,7 @@ from jax import lax
 
 from .. import _tolerances
 from .._types import SVDResult
+from .dense import eigenpairs
 from .orthonormal import noise, orthonormalize
 from .products import adjoint, adjoint_product, power_of_two, product
 
@@ -83,7 +84,7 @@ def _one(a: jax.Array, full_matrices: bool) -> SVDResult:
     A = a / scale.astype(a.dtype)
     W = isometry(A)
     H = adjoint_product(W, A)
-    V, S = lax.linalg.eigh((H + adjoint(H)) / 2, symmetrize_input=False)
+    S, V = eigenpairs((H + adjoint(H)) / 2)
     V, S = V[:, ::-1], jnp.maximum(S[::-1], 0)  # ascending eigenvalues
     # Random columns take the place of what W has lost: the vectors of values below rounding.
     fill = noise(m, m if full_matrices else n, a.dtype)

@@ -12,6 +12,7 @@ from jax import lax
 
 from .. import _checks
 from ..algorithms import refinement
+from ..algorithms.dense import eigenpairs
 from ..rules.dense import herm
 from ..rules.hermitian import EigenvaluesToThirdOrder, from_triangle
 from .disturbance import eigen_numbers
@@ -26,7 +27,7 @@ def numbers(a: jax.Array, *, raw: bool = False) -> tuple[jax.Array, jax.Array]:
     """
 
     def solve(a):
-        Q, w = lax.linalg.eigh(a, symmetrize_input=False)
+        w, Q = eigenpairs(a)
         return refinement.refined(a, w, Q) if refinement.wanted(a) else (w, Q)
 
     a = lax.stop_gradient(a)
