@@ -28,6 +28,7 @@ SUITES = (
     "accelerator",
     "accuracy",
     "gradients",
+    "firstcall",
     "errorbars",
     "norms",
     "lipschitz",

@@ -15,7 +15,6 @@ Example:
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -69,7 +68,7 @@ def init(
     A = _single("track.init", a)
     columns = min(config.k + _checks.static_int("track.init", "extra", extra, 0, 10**9), *A.shape)
     block = None if block is None else block[:, :columns]
-    state = subspace.init(A, columns, jax.random.key(seed), block)
+    state = subspace.init(A, columns, seed, block)
     return TrackState(state, config.k)
 
 

@@ -76,7 +76,7 @@ def search(A: Operator, norm: jax.Array, tol: float, sizes: krylov.Config, key: 
         room = state.size < sizes.basis
         return ~enough & room & jnp.isfinite(state.scale) & jnp.isfinite(norm)
 
-    state = krylov.init(A, sizes, key)
+    state = krylov.init(A, sizes, jax.random.bits(key, dtype=jnp.uint32))
     state = drive.run(state, running, lambda state: krylov.step(A, state, sizes))
     # One look more: what was reached early is reached with a smaller rank by better triplets.
     state = jax.lax.cond(

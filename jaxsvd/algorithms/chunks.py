@@ -13,10 +13,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from .products import alike
 
-# Bytes of columns rotated at once, and matrices at least and at most: 256 of 3 x 3, 64 of 8 x 8.
-# 128 and 512 of 3 x 3 cost a tenth more, 32 of 8 x 8 a fifth (calls of small loops), 128 of them
-# half more (cache), 2048 of 3 x 3 five times (XLA splits small loops over the threads).
-CHUNK_BYTES = 1 << 15
+# Bytes of columns rotated at once, and matrices at least and at most: 256 of 3 x 3, 128 of 8 x 8.
+# 128 and 512 of 3 x 3 cost a tenth more, 64 of 8 x 8 6 % and 32 a third (calls of small loops); 96
+# and 128 of 12 x 12 and of 16 x 16 a tenth to half (cache), 2048 of 3 x 3 five times (XLA splits
+# small loops over the threads).
+CHUNK_BYTES = 1 << 16
 CHUNK = (64, 256)
 
 # Parts of a batch that take part in each chunk: a multiple of the usual numbers of devices.

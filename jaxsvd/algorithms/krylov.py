@@ -26,7 +26,7 @@ from .dense import checked, quiet
 from .orthonormal import LOSS, append, noise, orthonormalize, polish
 from .polar import polar
 from .products import adjoint, adjoint_product, alike, power_of_two, product
-from .subspace import random_block
+from .subspace import start_block
 
 
 class Config(NamedTuple):
@@ -107,12 +107,14 @@ def choose(m: int, n: int, k: int, tol: float, max_iterations: int | None) -> Co
     return Config(k, block, basis, keep, tol, max_iterations)
 
 
-def init(A: Operator, config: Config, key: jax.Array, start: jax.Array | None = None) -> State:
+def init(
+    A: Operator, config: Config, seed: int | jax.Array, start: jax.Array | None = None
+) -> State:
     """Return the state before the first step, from a start block (n, >= 0 columns) if given."""
     (m, n), b, L = A.shape, config.block, config.basis
-    first = random_block(jax.random.fold_in(key, 0), n, b, A.dtype)
+    first = start_block(seed, 0, n, b, A.dtype)
     if start is not None:  # all start vectors take part in the block, by random combination
-        mix = random_block(jax.random.fold_in(key, 1), start.shape[1], b, A.dtype)
+        mix = start_block(seed, 1, start.shape[1], b, A.dtype)
         first = product(start, mix) + 1e-3 * first
     first = orthonormalize(first)
     # The size of A from one product with a block of norm one; a power of two divides exactly.

@@ -22,7 +22,7 @@ from jax import lax
 from ..operators.base import Operator
 from .orthonormal import noise, orthonormalize, polish
 from .products import adjoint, adjoint_product, alike, power_of_two, product
-from .subspace import random_block
+from .subspace import start_block
 
 WHICH = ("LA", "SA", "LM")
 
@@ -110,12 +110,14 @@ def choose(n: int, k: int, which: str, tol: float, max_iterations: int | None) -
     return Config(which, k, block, basis, keep, tol, limit)
 
 
-def init(A: Operator, config: Config, key: jax.Array, start: jax.Array | None = None) -> State:
+def init(
+    A: Operator, config: Config, seed: int | jax.Array, start: jax.Array | None = None
+) -> State:
     """Return the state before the first step, from a start block (n, >= 0 columns) if given."""
     n, b, L = A.shape[0], config.block, config.basis
-    first = random_block(jax.random.fold_in(key, 0), n, b, A.dtype)
+    first = start_block(seed, 0, n, b, A.dtype)
     if start is not None:  # all start vectors take part in the block, by random combination
-        mix = random_block(jax.random.fold_in(key, 1), start.shape[1], b, A.dtype)
+        mix = start_block(seed, 1, start.shape[1], b, A.dtype)
         first = product(start, mix) + 1e-3 * first
     first = orthonormalize(first)
     # The size of A from one product with a block of norm one; a power of two divides exactly.

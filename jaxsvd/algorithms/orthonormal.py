@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 
 from .. import _tolerances
-from .products import adjoint, adjoint_product, alike, product
+from .products import adjoint, adjoint_product, alike, diagonal, product
 
 
 def noise(rows: int, columns: int, dtype, seed: int | jax.Array = 0) -> jax.Array:
@@ -43,16 +43,18 @@ def noise(rows: int, columns: int, dtype, seed: int | jax.Array = 0) -> jax.Arra
 PASSES = 8
 
 
-def _by_rows(L: jax.Array) -> jax.Array:
-    """Return L^-1 by forward substitution, a row at a time."""
+def _by_substitution(L: jax.Array) -> jax.Array:
+    """Return L^-1 of L = D (I + N): forward substitution, a column of N at a time."""
     l = L.shape[0]
+    scale = 1 / diagonal(L)
+    eye = jnp.eye(l, dtype=L.dtype)
+    N = L * scale[:, None] - eye
 
-    def row(i, inverse):
-        unit = (jnp.arange(l) == i).astype(L.dtype)
-        rest = product(L[i][None], inverse)[0]  # the rows from i on are still zero
-        return inverse.at[i].set((unit - rest) / L[i, i])
+    def column(i, inverse):
+        below = lax.dynamic_slice_in_dim(N, i, 1, axis=1)
+        return inverse - below * lax.dynamic_slice_in_dim(inverse, i, 1, axis=0)
 
-    return lax.fori_loop(0, l, row, jnp.zeros_like(L))
+    return lax.fori_loop(0, l - 1, column, alike(eye, L)) * scale[None, :]
 
 
 def _triangular_inverse(L: jax.Array) -> jax.Array:
@@ -64,7 +66,7 @@ def _triangular_inverse(L: jax.Array) -> jax.Array:
     """
     eye = jnp.eye(L.shape[0], dtype=L.dtype)
     by_library = functools.partial(lax.linalg.triangular_solve, b=eye, left_side=True, lower=True)
-    return lax.platform_dependent(L, cpu=_by_rows, default=by_library)
+    return lax.platform_dependent(L, cpu=_by_substitution, default=by_library)
 
 
 def _factor(G: jax.Array, shifted: jax.Array, m: int) -> jax.Array:
@@ -86,7 +88,7 @@ def _factor(G: jax.Array, shifted: jax.Array, m: int) -> jax.Array:
     def attempt(state):
         _, number = state
         shift = jnp.where(number == 0, shifts[0], shifts[1]).astype(G.dtype)
-        L = jnp.linalg.cholesky(G + shifted * shift * eye, symmetrize_input=False)
+        L = lax.linalg.cholesky(G + shifted * shift * eye, symmetrize_input=False)
         return L, number + 1
 
     def failed(state):
@@ -107,14 +109,14 @@ def _pass(X: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     m, l = X.shape
     eye = jnp.eye(l, dtype=X.dtype)
     G = adjoint_product(X, X)
-    squares = jnp.real(jnp.diagonal(G))
+    squares = jnp.real(diagonal(G))
     inverse = jnp.where(squares > 0, lax.rsqrt(squares), 1).astype(X.dtype)
     G = jnp.where(eye == 1, eye, G * inverse[:, None] * inverse[None, :])
     # Below 1/2 the condition of the scaled G is at most 3, and Cholesky loses nothing.
     good = jnp.linalg.norm(G - eye) < 0.5
     L = _factor(G, jnp.where(good, 0, 1).astype(X.dtype), m)
     R_inverse = adjoint(_triangular_inverse(L))
-    least = jnp.min(jnp.real(jnp.diagonal(L)))
+    least = jnp.min(jnp.real(diagonal(L)))
     return product(X, inverse[:, None] * R_inverse), good, squares, least
 
 

@@ -90,7 +90,7 @@ def _soft_impute(a: Sparse, weight, start: LowRank | None, k: int, tol: float, l
         )
 
     block = None if start is None else adjoint(start.Vh.astype(dtype))[:, :l]
-    basis = subspace.init(a, l, jax.random.key(0), block)
+    basis = subspace.init(a, l, 0, block)
     zeros = (basis.U, jnp.zeros((l,), dtype), basis.V)
     f, z = zeros[1], jnp.zeros_like(y)
     if start is not None and block is not None:
@@ -229,8 +229,8 @@ def soft_impute(
         weight: of the nuclear norm, > 0; from the largest singular value of ``observed`` on, the
             result is zero.
         max_rank: static; the optimum is found if its rank is no larger (see Info.exceeded).
-        tol: static; distance to the fixed point to reach, relative to the largest singular value;
-            default 1e-5 (float32), 1e-10 (float64).
+        tol: static; distance of a step to reach, relative to the largest singular value: the
+            optimum is up to some ten times as far; default 1e-5 (float32), 1e-10 (float64).
         max_iterations: static.
         start: an earlier result, for a warm start.
         return_info: return (LowRank, CompletionInfo).

@@ -41,7 +41,7 @@ def _thresholding(a: Sparse, tau, delta, k: int, tol: float, limit: int):
         error = jnp.linalg.norm(misfit) / jnp.maximum(size, tiny)
         return _Thresholding(state.y + delta * misfit, basis, error, state.iteration + 1)
 
-    first = subspace.init(a, l, jax.random.key(0))
+    first = subspace.init(a, l, 0)
     first = lax.fori_loop(0, FIRST, lambda _, state: subspace.step(a, state), first)
     # While tau is larger than all singular values of y nothing comes of a step: skip these.
     k0 = jnp.ceil(tau / (delta * jnp.maximum(first.S[0], tiny)))

@@ -82,7 +82,7 @@ def forward(
         sizes = lanczos.choose(n, k, which, config.tol, config.max_iterations)
         assert sizes is not None  # `choose_method` made sure
         state = drive.run(
-            lanczos.init(A, sizes, jax.random.key(seed), start),
+            lanczos.init(A, sizes, seed, start),
             lambda state: lanczos.running(state, sizes),
             lambda state: lanczos.step(A, state, sizes),
         )

@@ -85,7 +85,7 @@ def forward(A: Operator, config: Config, start: jax.Array | None, seed: int) -> 
         if config.method == "gram":
             start, spent = subspace.gram_vectors(A, columns), 2 * min(m, n)
         limit = 500 if config.max_iterations is None else config.max_iterations
-        state = subspace.init(A, columns, jax.random.key(seed), start)
+        state = subspace.init(A, columns, seed, start)
 
         def running(state):
             largest = jnp.max(state.residuals[:k])
@@ -101,7 +101,7 @@ def forward(A: Operator, config: Config, start: jax.Array | None, seed: int) -> 
     sizes = krylov.choose(m, n, k, config.tol, config.max_iterations)
     assert sizes is not None  # choose_method made sure
     state = drive.run(
-        krylov.init(A, sizes, jax.random.key(seed), start),
+        krylov.init(A, sizes, seed, start),
         lambda state: krylov.running(state, sizes),
         lambda state: krylov.step(A, state, sizes),
     )
