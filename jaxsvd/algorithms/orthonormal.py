@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 
 from .. import _tolerances
-from .products import adjoint, adjoint_product, alike, diagonal, product
+from .products import adjoint, adjoint_product, alike, diagonal, plain_product, product
 
 
 def noise(rows: int, columns: int, dtype, seed: int | jax.Array = 0) -> jax.Array:
@@ -43,18 +43,20 @@ def noise(rows: int, columns: int, dtype, seed: int | jax.Array = 0) -> jax.Arra
 PASSES = 8
 
 
-def _by_substitution(L: jax.Array) -> jax.Array:
-    """Return L^-1 of L = D (I + N): forward substitution, a column of N at a time."""
+def _by_rows(L: jax.Array) -> jax.Array:
+    """Return L^-1 of L = D (1 + N): forward substitution, a row at a time."""
     l = L.shape[0]
     scale = 1 / diagonal(L)
     eye = jnp.eye(l, dtype=L.dtype)
     N = L * scale[:, None] - eye
 
-    def column(i, inverse):
-        below = lax.dynamic_slice_in_dim(N, i, 1, axis=1)
-        return inverse - below * lax.dynamic_slice_in_dim(inverse, i, 1, axis=0)
+    def row(i, inverse):  # of which the rows from i on are still the identity's
+        found = lax.dynamic_slice_in_dim(inverse, i, 1) - plain_product(
+            lax.dynamic_slice_in_dim(N, i, 1), inverse
+        )
+        return lax.dynamic_update_slice_in_dim(inverse, found, i, 0)
 
-    return lax.fori_loop(0, l - 1, column, alike(eye, L)) * scale[None, :]
+    return lax.fori_loop(1, l, row, alike(eye, L)) * scale[None, :]
 
 
 def _triangular_inverse(L: jax.Array) -> jax.Array:
@@ -66,7 +68,7 @@ def _triangular_inverse(L: jax.Array) -> jax.Array:
     """
     eye = jnp.eye(L.shape[0], dtype=L.dtype)
     by_library = functools.partial(lax.linalg.triangular_solve, b=eye, left_side=True, lower=True)
-    return lax.platform_dependent(L, cpu=_by_substitution, default=by_library)
+    return lax.platform_dependent(L, cpu=_by_rows, default=by_library)
 
 
 def _factor(G: jax.Array, shifted: jax.Array, m: int) -> jax.Array:
