@@ -1,11 +1,11 @@
 """Block Golub-Kahan-Lanczos with full reorthogonalization and thick restart: top-k triplets.
 
-Two orthonormal bases grow by a block of b columns a step, U from A V and V from A^H U, and
+Two orthonormal bases grow by a block of b columns a step, V from A^H U and U from A V, and
 B = U^H A V stays small. Its SVD gives the approximate triplets. All of A^H U lies in the span of V
-but for the newest block, whose part outside is V_next R: so the residual of a triplet with left
-coordinates x is |R x_newest|, known without a product, while A v - s u vanishes by construction.
-When the bases are full, the leading approximate triplets replace them (thick restart), which keeps
-memory at (m + n)(L + b).
+but for that of the newest block, W, whose part outside is what V grows by next: so the residual of
+a triplet with left coordinates x is |(1 - V V^H) W x_newest|, known without a product with A, while
+A v - s u vanishes by construction. When the bases are full, the leading approximate triplets
+replace them (thick restart), which keeps memory at (m + n) L + n b.
 
 References: Golub, Luk and Overton (1981), ACM TOMS 7 (the block method); Baglama and Reichel
 (2005), SIAM J. Sci. Comput. 27, and Wu and Simon (2000) (thick restart).
@@ -23,7 +23,7 @@ from jax.custom_batching import custom_vmap
 from .._types import SVDResult
 from ..operators.base import Operator
 from .dense import checked, quiet
-from .orthonormal import LOSS, append, noise, orthonormalize, polish
+from .orthonormal import LOSS, append, noise, polish
 from .polar import polar
 from .products import adjoint, adjoint_product, alike, power_of_two, product
 from .subspace import start_block
@@ -54,9 +54,9 @@ class State(NamedTuple):
 
     Attributes:
         U: left basis (m, L), columns beyond ``size`` zero.
-        V: right basis (n, L + b): the basis and, after it, the next block.
+        V: right basis (n, L), columns beyond ``size`` zero.
+        W: A^H U_newest, what V grows by next, (n, b); at first the start block.
         B: U^H A V, (L, L).
-        R: part of A^H U_newest outside the basis: V_next R, (b, b).
         size: columns in use.
         iteration: steps done.
         S: approximate singular values of A / scale, (L,).
@@ -70,8 +70,8 @@ class State(NamedTuple):
 
     U: jax.Array
     V: jax.Array
+    W: jax.Array
     B: jax.Array
-    R: jax.Array
     size: jax.Array
     iteration: jax.Array
     S: jax.Array
@@ -116,17 +116,17 @@ def init(
     if start is not None:  # all start vectors take part in the block, by random combination
         mix = start_block(seed, 1, start.shape[1], b, A.dtype)
         first = product(start, mix) + 1e-3 * first
-    first = orthonormalize(first)
-    # The size of A from one product with a block of norm one; a power of two divides exactly.
+    norms = jnp.linalg.norm(first, axis=0)
+    first = first / jnp.where(norms > 0, norms, 1).astype(A.dtype)[None, :]
+    # The size of A from one product with columns of norm one; a power of two divides exactly.
     largest = jnp.max(jnp.abs(A.matmat(first))) * n**0.5
     scale = power_of_two(jnp.where(largest > 0, largest, 1))
     scale = jnp.where(jnp.isfinite(largest), scale, jnp.nan)
-    V = jnp.zeros((n, L + b), A.dtype)
     state = State(
         U=jnp.zeros((m, L), A.dtype),
-        V=lax.dynamic_update_slice(V, first, (0, 0)),
+        V=jnp.zeros((n, L), A.dtype),
+        W=first,
         B=jnp.zeros((L, L), A.dtype),
-        R=jnp.zeros((b, b), A.dtype),
         size=jnp.zeros((), jnp.int32),
         iteration=jnp.zeros((), jnp.int32),
         S=jnp.zeros((L,), scale.dtype),
@@ -142,29 +142,24 @@ def init(
 
 
 def _expand(A: Operator, state: State, config: Config) -> State:
-    """Multiply the next block and append it to both bases."""
+    """Append the next block to V, multiply it, and append what comes to U."""
     (m, n), b = A.shape, config.block
     scale = state.scale.astype(state.U.dtype)
     seed = 2 * state.iteration  # another fill each time: what filled once is in the basis
     at = state.size
     zero = jnp.zeros((), at.dtype)
-    block = lax.dynamic_slice(state.V, (zero, at), (n, b))
-    AV = A.matmat(block) / scale
+    V_new, _, loss_V = append(state.V, state.W, state.loss[1], fill=noise(n, b, A.dtype, seed))
+    AV = A.matmat(V_new) / scale
     # A V_new has parts in the newest block of U, and A^H U_new in that of V, and in no others.
-    U_new, column, loss_U = append(state.U, AV, state.loss[0], fill=noise(m, b, A.dtype, seed))
-    U = lax.dynamic_update_slice(state.U, U_new, (zero, at))
+    U_new, column, loss_U = append(state.U, AV, state.loss[0], fill=noise(m, b, A.dtype, seed + 1))
     # A V_new = U B_new up to rounding: what was projected out, and what is left.
     B = lax.dynamic_update_slice(state.B, column, (zero, at))
     B = lax.dynamic_update_slice(B, adjoint_product(U_new, AV), (at, at))
-    AHU = A.rmatmat(U_new) / scale
-    V_next, _, loss_V = append(state.V, AHU, state.loss[1], fill=noise(n, b, A.dtype, seed + 1))
-    V = lax.dynamic_update_slice(state.V, V_next, (zero, at + b))
-    R = adjoint_product(V_next, AHU)
     return state._replace(
-        U=U,
-        V=V,
+        U=lax.dynamic_update_slice(state.U, U_new, (zero, at)),
+        V=lax.dynamic_update_slice(state.V, V_new, (zero, at)),
+        W=A.rmatmat(U_new) / scale,
         B=B,
-        R=R,
         size=at + b,
         iteration=state.iteration + 1,
         loss=jnp.stack([loss_U, loss_V]),
@@ -227,32 +222,27 @@ def _decomposition(sizes: tuple[int, ...]) -> Callable:
 
 def _look(state: State, config: Config) -> State:
     """Decompose the part of B in use and read the residuals of its leading triplets."""
-    L, b = config.basis, config.block
+    n, L, b = state.V.shape[0], config.basis, config.block
     # B in quarters of its full size: the first looks cost little.
     sizes = tuple(sorted({b * -(-L * quarter // (4 * b)) for quarter in (1, 2, 3, 4)}))
     which = jnp.sum(state.size > jnp.asarray(sizes[:-1], state.size.dtype))
     X, S, Yh = _decomposition(sizes)(which, state.B)
     newest = state.size - b
-    x = lax.dynamic_slice(X, (newest, jnp.zeros((), newest.dtype)), (b, L))
-    outside = product(state.R, x[:, : config.k])
-    return state._replace(S=S, X=X, Yh=Yh, residuals=jnp.linalg.norm(outside, axis=0))
-
-
-def _right(state: State, config: Config) -> jax.Array:
-    """Return the right coordinates (L + b, L), none of them along the next block.
-
-    So V is multiplied whole: XLA copies the slice of a matrix before it multiplies it.
-    """
-    return jnp.pad(adjoint(state.Yh), ((0, config.block), (0, 0)))
+    zero = jnp.zeros((), newest.dtype)
+    x = lax.dynamic_slice(X, (newest, zero), (b, L))
+    # What V spans of W, which a restart has to know of as well, lies in its newest block.
+    V_newest = lax.dynamic_slice(state.V, (zero, newest), (n, b))
+    B_newest = lax.dynamic_slice(state.B, (newest, newest), (b, b))
+    W = state.W - product(V_newest, adjoint(B_newest))
+    residuals = jnp.linalg.norm(product(W, x[:, : config.k]), axis=0)
+    return state._replace(W=W, S=S, X=X, Yh=Yh, residuals=residuals)
 
 
 def _restart(state: State, config: Config) -> State:
-    """Replace the bases by the leading triplets, the next block following them."""
-    q, L, b = config.keep, config.basis, config.block
+    """Replace the bases by the leading triplets."""
+    q = config.keep
     U = jnp.zeros_like(state.U).at[:, :q].set(product(state.U, state.X[:, :q]))
-    kept = product(state.V, _right(state, config)[:, :q])
-    V = jnp.zeros_like(state.V).at[:, :q].set(kept)
-    V = V.at[:, q : q + b].set(state.V[:, L:])
+    V = jnp.zeros_like(state.V).at[:, :q].set(product(state.V, adjoint(state.Yh)[:, :q]))
     B = jnp.zeros_like(state.B).at[:q, :q].set(jnp.diag(state.S[:q]).astype(U.dtype))
     # What follows has parts in all columns that were kept.
     loss = jnp.full_like(state.loss, LOSS)
@@ -309,5 +299,5 @@ def finish(state: State, config: Config, extra: int = 0):
         first, rest = product(basis, coordinates[:, :k]), product(basis, coordinates[:, k:p])
         return jnp.concatenate([polish(first), rest], axis=1)
 
-    U, V = combine(state.U, state.X), combine(state.V, _right(state, config))
+    U, V = combine(state.U, state.X), combine(state.V, adjoint(state.Yh))
     return U, state.scale * state.S[:p], adjoint(V)
