@@ -174,8 +174,9 @@ def lapack_values(a: jax.Array) -> jax.Array:
     return lax.linalg.svd(a, full_matrices=False, compute_uv=False)
 
 
-# The kernel of cuSOLVER for up to 32 rows leaves columns that are orthonormal to 50 eps (H200).
-ROUGH_UP_TO = 32
+# Size up to which cuSOLVER has a kernel for a batch, which takes larger matrices one by one; its
+# eigenvectors are orthonormal to 50 eps (H200).
+GPU_KERNEL = 32
 
 
 def eigenpairs(a: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -184,7 +185,7 @@ def eigenpairs(a: jax.Array) -> tuple[jax.Array, jax.Array]:
     By the platform's library; small ones on a GPU get columns that are orthonormal to rounding.
     """
     Q, w = lax.linalg.eigh(a, symmetrize_input=False)
-    if a.shape[-1] <= ROUGH_UP_TO:
+    if a.shape[-1] <= GPU_KERNEL:
         Q = lax.platform_dependent(Q, cuda=polish, rocm=polish, default=lambda Q: Q)
     return w, Q
 

@@ -112,10 +112,7 @@ def init(
 ) -> State:
     """Return the state before the first step, from a start block (n, >= 0 columns) if given."""
     (m, n), b, L = A.shape, config.block, config.basis
-    first = start_block(seed, 0, n, b, A.dtype)
-    if start is not None:  # all start vectors take part in the block, by random combination
-        mix = start_block(seed, 1, start.shape[1], b, A.dtype)
-        first = product(start, mix) + 1e-3 * first
+    first = start_block(seed, n, b, A.dtype, start)
     norms = jnp.linalg.norm(first, axis=0)
     first = first / jnp.where(norms > 0, norms, 1).astype(A.dtype)[None, :]
     # The size of A from one product with columns of norm one; a power of two divides exactly.
@@ -230,7 +227,8 @@ def _look(state: State, config: Config) -> State:
     newest = state.size - b
     zero = jnp.zeros((), newest.dtype)
     x = lax.dynamic_slice(X, (newest, zero), (b, L))
-    # What V spans of W, which a restart has to know of as well, lies in its newest block.
+    # What V spans of W, which a restart has to know of as well, lies in its newest block. It is
+    # taken out once: no look follows another without a block between them.
     V_newest = lax.dynamic_slice(state.V, (zero, newest), (n, b))
     B_newest = lax.dynamic_slice(state.B, (newest, newest), (b, b))
     W = state.W - product(V_newest, adjoint(B_newest))

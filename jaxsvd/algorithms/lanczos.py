@@ -115,11 +115,7 @@ def init(
 ) -> State:
     """Return the state before the first step, from a start block (n, >= 0 columns) if given."""
     n, b, L = A.shape[0], config.block, config.basis
-    first = start_block(seed, 0, n, b, A.dtype)
-    if start is not None:  # all start vectors take part in the block, by random combination
-        mix = start_block(seed, 1, start.shape[1], b, A.dtype)
-        first = product(start, mix) + 1e-3 * first
-    first = orthonormalize(first)
+    first = orthonormalize(start_block(seed, n, b, A.dtype, start))
     # The size of A from one product with a block of norm one; a power of two divides exactly.
     largest = jnp.max(jnp.abs(A.matmat(first))) * n**0.5
     scale = power_of_two(jnp.where(largest > 0, largest, 1))

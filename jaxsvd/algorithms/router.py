@@ -22,7 +22,7 @@ from jax.custom_batching import custom_vmap
 
 from .._types import SVDResult
 from . import dense, registers
-from .dense import Request
+from .dense import GPU_KERNEL, Request
 from .gram import gram
 from .jacobi import jacobi, jacobi_values
 from .phase import fix_phases
@@ -82,9 +82,9 @@ def _small_batch(shape: Shape, request: Request) -> bool:
     return least is not None and _batch(shape) >= least and (size <= JACOBI_OF_ANY_DTYPE or single)
 
 
-# On GPU (H200), where cuSOLVER has a kernel for a batch up to 32 x 32 and takes larger ones one by
-# one: 64 of 16 x 16 take it 0.4 ms and `eigh` with Jacobi 0.7, 20,000 of them 12.7 and 3.6.
-GPU_KERNEL, GPU_FROM = 32, 512
+# Matrices from which cuSOLVER's kernel for a batch is left: 64 of 16 x 16 take it 0.4 ms and `eigh`
+# with Jacobi 0.7, 20,000 of them 12.7 and 3.6 (H200).
+GPU_FROM = 512
 
 
 def _in_registers(shape: Shape, request: Request) -> bool:

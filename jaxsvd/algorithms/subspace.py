@@ -52,22 +52,30 @@ def random_block(key: jax.Array, rows: int, columns: int, dtype) -> jax.Array:
 
 
 def start_block(
-    seed: int | jax.Array, which: int, rows: int, columns: int, dtype: DTypeLike
+    seed: int | jax.Array,
+    rows: int,
+    columns: int,
+    dtype: DTypeLike,
+    start: jax.Array | None = None,
 ) -> jax.Array:
-    """Return a block of columns of norm about one for an iteration that corrects it anyway.
+    """Return a block (rows, columns) to start from, with columns of norm about one.
 
-    Of `noise`, far from the blocks that fill up deficient ones, whose seeds count from 0: where the
-    theory of a sketch does not ask for Gaussians, these take a tenth of the first call to compile.
+    Of `noise`, where the theory of a sketch does not ask for Gaussians: those take a tenth of the
+    first call of `truncated_svd` to compile.
 
     Args:
-        seed: below 2^31.
-        which: 0 or 1, another block of the same seed.
+        seed: of which the last 31 bits count.
         rows: of the block.
         columns: of the block.
         dtype: of the block.
+        start: vectors (rows, >= 0) that all take part in the block, by random combination.
     """
-    seed = jnp.asarray(seed).astype(jnp.uint32)
-    return noise(rows, columns, dtype, seed * np.uint32(2) + np.uint32(2**31 + which))
+    # Far from the blocks that fill up deficient ones, whose seeds count from 0.
+    seed = jnp.asarray(seed).astype(jnp.uint32) * np.uint32(2) + np.uint32(2**31)
+    first = noise(rows, columns, dtype, seed)
+    if start is None:
+        return first
+    return product(start, noise(start.shape[1], columns, dtype, seed + np.uint32(1))) + 1e-3 * first
 
 
 def gram_vectors(A: Operator, columns: int) -> jax.Array:
@@ -89,7 +97,7 @@ def gram_vectors(A: Operator, columns: int) -> jax.Array:
 def init(A: Operator, columns: int, seed: int | jax.Array, start: jax.Array | None = None) -> State:
     """Return the state before the first step, from right vectors (n, <= columns) if given."""
     m, n = A.shape
-    block = start_block(seed, 0, n, columns, A.dtype)
+    block = start_block(seed, n, columns, A.dtype)
     if start is not None:
         block = block.at[:, : start.shape[1]].set(start.astype(A.dtype))
     real = jnp.finfo(A.dtype).dtype
